@@ -1,0 +1,62 @@
+"""See what flows along the edges of a transformer's computation graph while it runs patched.
+
+Three calls do the main job. Wrap a model, trace a patched pass, look at it:
+
+>>> import circuit_trace as ct
+>>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+>>> model = ct.wrap(ct.load_model("bundled"), seq_len=16)
+>>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=[(15, "A1.0->Resid End")])
+>>> figure = trace.draw(file_path=None)
+
+Then ask the record (`trace.table()`, `trace.edge(name)`, `trace.dest(name)`), patch by hand
+(`model.source_outputs`, `model.patch`), or draw scores (`ct.draw_seq_graph(model, scores)`).
+
+The rooms, in the order in which data flows: `anatomy` (where a model reads and writes its residual
+stream), `graph` (nodes and edges), `plan` (which edges are patched, with what), `hooks` (attached
+on entry, gone on exit), `trace` (the record), `visualize` (the figure). `integrations` holds what
+knows other software by name.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from circuit_trace.anatomy import Anatomy as Anatomy
+from circuit_trace.anatomy import DestSite as DestSite
+from circuit_trace.anatomy import Point as Point
+from circuit_trace.anatomy import Reader as Reader
+from circuit_trace.anatomy import SourceSite as SourceSite
+from circuit_trace.errors import AnatomyError as AnatomyError
+from circuit_trace.errors import CircuitTraceError as CircuitTraceError
+from circuit_trace.errors import EdgeError as EdgeError
+from circuit_trace.errors import FigureError as FigureError
+from circuit_trace.errors import InputError as InputError
+from circuit_trace.errors import MaskError as MaskError
+from circuit_trace.errors import NoTraceError as NoTraceError
+from circuit_trace.graph import DestNode as DestNode
+from circuit_trace.graph import Edge as Edge
+from circuit_trace.graph import SrcNode as SrcNode
+from circuit_trace.model import PatchableModel as PatchableModel
+from circuit_trace.model import wrap as wrap
+from circuit_trace.plan import AblationType as AblationType
+from circuit_trace.plan import PruneScores as PruneScores
+from circuit_trace.plan import SourceOutputs as SourceOutputs
+from circuit_trace.trace import Trace as Trace
+
+if TYPE_CHECKING:
+    from circuit_trace.integrations.models import load_model as load_model
+    from circuit_trace.visualize import draw_seq_graph as draw_seq_graph
+    from circuit_trace.visualize import net_viz as net_viz
+
+_LATER = {
+    "draw_seq_graph": "circuit_trace.visualize",
+    "net_viz": "circuit_trace.visualize",
+    "load_model": "circuit_trace.integrations.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import Plotly and TransformerLens only when something that needs them is asked for."""
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

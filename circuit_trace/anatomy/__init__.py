@@ -1,0 +1,9 @@
+"""model → anatomy: where a model reads and writes its residual stream."""
+
+from circuit_trace.anatomy.find import find_anatomy as find_anatomy
+from circuit_trace.anatomy.sites import Anatomy as Anatomy
+from circuit_trace.anatomy.sites import DestSite as DestSite
+from circuit_trace.anatomy.sites import NodeKind as NodeKind
+from circuit_trace.anatomy.sites import Point as Point
+from circuit_trace.anatomy.sites import Reader as Reader
+from circuit_trace.anatomy.sites import SourceSite as SourceSite

@@ -1,0 +1,106 @@
+"""What the core knows of a model: where it writes to its residual stream and where it reads it.
+
+An `Anatomy` is plain data and small functions; the hooks that use it are attached elsewhere. Any
+module whose units read from and add to one stream can be described this way (see
+`tests/anatomy/toy.py` for a model that is not even a transformer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+NodeKind = Literal["embed", "attention", "mlp", "output"]
+
+
+def nothing() -> None:
+    """Stand for an absent weight or bias."""
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A tensor that passes by: the first input of a module's forward pass, or its output."""
+
+    module: nn.Module
+    side: Literal["input", "output"] = "output"
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSite:
+    """A place that writes to the residual stream: a layer's heads, an MLP, the embedding.
+
+    What passes at `point` is stored as it is, the *code*, reshaped to
+    `[batch, seq, node, width]`; node `i` writes `code[:, :, i] @ weight()[i]`, or the code itself
+    where `weight()` is None. For a layer's heads the code is `hook_z` (`d_head` wide) and the
+    weight `W_O`, so that no `[batch, seq, head, d_model]` is ever built. `bias()` is what the site
+    adds to the stream beside its nodes (`b_O`); it belongs to no node.
+    """
+
+    names: tuple[str, ...]
+    kind: NodeKind
+    depth: int
+    point: Point
+    layer: int | None = None
+    weight: Callable[[], Float[Tensor, "node width d_model"] | None] = nothing
+    bias: Callable[[], Float[Tensor, " d_model"] | None] = nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A tensor that a destination computes from the residual stream.
+
+    `project(x, heads)` maps the stream as each of `heads` shall read it,
+    `[head, batch, pos, d_model]`, to the tensor of those heads, `[head, batch, pos, width]`,
+    without firing a hook. Where `project` is None the tensor at `point` is the stream itself.
+    """
+
+    point: Point
+    project: Callable[[Float[Tensor, "head batch pos d_model"], Sequence[int]], Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DestSite:
+    """A place that reads the residual stream: a layer's queries, keys or values, an MLP, the end.
+
+    `module_name` is its key in `PruneScores`, `units` the node that each destination is an input
+    of ("A7.1" for "A7.1.Q"), `n_sources` how many sources, counted from the first, stand before
+    it, and `has_heads` whether its scores have a head dimension.
+    """
+
+    module_name: str
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    kind: NodeKind
+    depth: int
+    n_sources: int
+    has_heads: bool
+    stream: Point
+    readers: tuple[Reader, ...]
+    layer: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """A model seen as sources that write to one stream and destinations that read it.
+
+    `sources` and `dests` stand in the order in which the model runs them. `tokens` is where the
+    token ids come in (None for a model without tokens), `logits` where the output passes and
+    `finish_logits` what the model still does to it. `example` makes the tiny input that the
+    anatomy is verified with. `to_tokens` and `to_strings` turn text into tokens and a row of
+    tokens into its strings; they are None where the model has no tokenizer.
+    """
+
+    sources: tuple[SourceSite, ...]
+    dests: tuple[DestSite, ...]
+    example: Callable[[], Tensor]
+    logits: Point
+    tokens: Point | None = None
+    finish_logits: Callable[[Tensor], Tensor] = lambda logits: logits
+    to_tokens: Callable[[str | list[str]], Int[Tensor, "batch seq"]] | None = None
+    to_strings: Callable[[Int[Tensor, " seq"]], list[str]] | None = None
+    cfg: Any = None

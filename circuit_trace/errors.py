@@ -1,0 +1,33 @@
+"""The errors that a user can meet: each says what was expected, what came, and what to do.
+
+One family: `except ct.CircuitTraceError` catches them all, and each is also the built-in error
+that a reader would expect (a `ValueError` for a bad value, a `TypeError` for a model of no use).
+"""
+
+
+class CircuitTraceError(Exception):
+    """Anything this library refuses to do, with the reason."""
+
+
+class AnatomyError(CircuitTraceError, TypeError):
+    """A model whose computation this library cannot reproduce."""
+
+
+class EdgeError(CircuitTraceError, ValueError):
+    """An edge or a node that the model's graph does not have."""
+
+
+class MaskError(CircuitTraceError, ValueError):
+    """Masks or scores of a wrong key, shape or value."""
+
+
+class InputError(CircuitTraceError, ValueError):
+    """Prompts, batches or options that do not fit the model or each other."""
+
+
+class NoTraceError(CircuitTraceError, RuntimeError):
+    """A record was asked for, and no pass has been recorded yet."""
+
+
+class FigureError(CircuitTraceError, ValueError):
+    """A picture that cannot be drawn or written as asked."""

@@ -1,0 +1,7 @@
+"""plan → hooks: attached when a context opens, gone when it closes; patch first, record last."""
+
+from circuit_trace.hooks.record import PassRecord as PassRecord
+from circuit_trace.hooks.record import Read as Read
+from circuit_trace.hooks.record import directions as directions
+from circuit_trace.hooks.session import Session as Session
+from circuit_trace.hooks.verify import verify as verify

@@ -1,0 +1,42 @@
+"""Attach one function to a point of a model as a plain torch forward hook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from circuit_trace.anatomy import Point
+
+OnTensor = Callable[[Tensor], "Tensor | None"]
+"""Sees the tensor that passes; what it returns, unless None, passes in its place."""
+
+
+def attach(point: Point, on_tensor: OnTensor, *, first: bool = False) -> RemovableHandle:
+    """Call `on_tensor` whenever a tensor passes the point, before or after all other hooks there.
+
+    Torch's own hooks are used, not TransformerLens', so `reset_hooks` (which `run_with_cache`
+    calls on its way out) leaves them alone; layouts are therefore the model's raw ones.
+    """
+    if point.side == "output":
+
+        def after(_module: Any, _args: Any, output: Any) -> Any:
+            is_tuple = isinstance(output, tuple)
+            new = on_tensor(output[0] if is_tuple else output)
+            if new is None:
+                return None
+            return (new, *output[1:]) if is_tuple else new
+
+        return point.module.register_forward_hook(after, prepend=first)
+
+    def before(_module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if args:
+            new = on_tensor(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        name = next(iter(kwargs))
+        new = on_tensor(kwargs[name])
+        return None if new is None else (args, {**kwargs, name: new})
+
+    return point.module.register_forward_pre_hook(before, prepend=first, with_kwargs=True)

@@ -1,0 +1,52 @@
+"""What one forward pass leaves behind: plain tensors, detached, no reference to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuit_trace.plan import SiteOutput
+
+N_DIRECTIONS = 8
+"""A destination's input is kept as its products with so many fixed random directions: enough to
+compare it with the sum of what its sources wrote, at a hundredth of the memory."""
+
+
+@lru_cache(maxsize=8)
+def directions(d_model: int, device: torch.device) -> Float[Tensor, "d_model direction"]:
+    """The fixed random directions (unit variance in all, seed 0) that inputs are projected on."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        drawn = torch.randn(d_model, N_DIRECTIONS, generator=generator)
+        return (drawn / N_DIRECTIONS**0.5).to(device)
+
+
+def sketch(tensor: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos direction"]:
+    """Project a tensor of the residual stream on the fixed directions, in float32."""
+    values = tensor.detach().float()
+    return values @ directions(values.shape[-1], values.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What some destination sites really read: all heads alike, or some patched heads."""
+
+    dests: tuple[int, ...]
+    seen: Float[Tensor, "*head batch pos direction"]
+    heads: tuple[int, ...] | None = None
+    positions: Tensor | None = None
+
+
+@dataclass(eq=False)
+class PassRecord:
+    """The sources' outputs, the destinations' inputs (sketched), tokens and logits of one pass."""
+
+    tokens: Tensor | None
+    outputs: list[SiteOutput] = field(default_factory=list)
+    biases: list[Tensor | None] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    logits: Tensor | None = None

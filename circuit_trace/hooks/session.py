@@ -1,0 +1,222 @@
+"""The hooks of one open context: they patch first and record last, and leave nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
+from circuit_trace.errors import InputError
+from circuit_trace.hooks.attach import OnTensor, attach
+from circuit_trace.hooks.delta import Delta, PassDeltas, PlanDeltas, combine
+from circuit_trace.hooks.record import PassRecord, Read, sketch
+from circuit_trace.plan import Plan, SiteOutput
+
+Key = tuple[int, str]
+"""A point's identity: the module's and the side."""
+
+
+class _Pass:
+    """A forward pass under way: its record so far, and what the patches still need of it."""
+
+    def __init__(self, tokens: Tensor | None, plans: list[PlanDeltas]) -> None:
+        self.record = PassRecord(tokens)
+        self.deltas = [PassDeltas(plan) for plan in plans]
+        self.streams: dict[Key, Tensor] = {}
+        self.ready: dict[str, Delta | None] = {}
+
+
+class Session:
+    """Hooks on one model for as long as a context is open.
+
+    `plans` are applied together, their edges being distinct. Where they touch a destination the
+    patch goes first, so that a user's own hook at the same point sees, and may change, what is
+    really used; records are taken last, so that they hold what was really used. `record` is the
+    last pass that ran to the end of the stream.
+    """
+
+    def __init__(self, anatomy: Anatomy, plans: tuple[Plan, ...] = (), *, reads: bool = True) -> None:
+        self.anatomy = anatomy
+        self.plans = plans
+        self.record: PassRecord | None = None
+        self._deltas = [PlanDeltas(plan) for plan in plans if plan.masks]
+        self._touched = {name for plan in self._deltas for name in plan.masks}
+        self._keep_reads = reads
+        self._recorders: dict[Key, tuple[Point, list[OnTensor]]] = {}
+        self._record_handles: list[RemovableHandle] = []
+        self._patch_handles: list[RemovableHandle] = []
+        self._tokens: Tensor | None = None
+        self._pass: _Pass | None = None
+        self._plan_recorders()
+
+    def attach(self) -> None:
+        """Put the hooks on the model; a failure half-way leaves none."""
+        try:
+            for dest in self.anatomy.dests:
+                if dest.module_name in self._touched:
+                    for reader in dest.readers:
+                        on_tensor = partial(self._patch, dest, reader)
+                        self._patch_handles.append(attach(reader.point, on_tensor, first=True))
+            self._attach_recorders()
+            if self.anatomy.tokens is not None:
+                handle = attach(self.anatomy.tokens, self._tokens_came)
+                self._patch_handles.append(handle)
+            self._patch_handles.append(attach(self.anatomy.logits, self._logits_came))
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Take every hook off again."""
+        for handle in self._patch_handles + self._record_handles:
+            handle.remove()
+        self._patch_handles, self._record_handles = [], []
+        self._pass = None
+
+    def _plan_recorders(self) -> None:
+        for number, source in enumerate(self.anatomy.sources):
+            self._add_recorder(source.point, partial(self._source_wrote, number))
+        by_stream: dict[Key, list[int]] = {}
+        points: dict[Key, Point] = {}
+        for number, dest in enumerate(self.anatomy.dests):
+            by_stream.setdefault(_key(dest.stream), []).append(number)
+            points[_key(dest.stream)] = dest.stream
+        for key, numbers in by_stream.items():
+            self._add_recorder(points[key], partial(self._stream_passed, key, tuple(numbers)))
+
+    def _add_recorder(self, point: Point, on_tensor: OnTensor) -> None:
+        self._recorders.setdefault(_key(point), (point, []))[1].append(on_tensor)
+
+    def _attach_recorders(self) -> None:
+        """Attach the recording hooks behind every hook that is on the model now."""
+        for handle in self._record_handles:
+            handle.remove()
+        self._record_handles = [
+            attach(point, _each(callbacks)) for point, callbacks in self._recorders.values()
+        ]
+
+    def _tokens_came(self, tokens: Tensor) -> None:
+        self._tokens = tokens.detach().clone()
+        self._attach_recorders()
+
+    def _source_wrote(self, number: int, tensor: Tensor) -> None:
+        site = self.anatomy.sources[number]
+        code = tensor.reshape(*tensor.shape[:2], len(site.names), -1)
+        if number == 0:
+            for plan in self._deltas:
+                plan.patched.fitted(*code.shape[:2])
+                _check_positions(plan, code.shape[1])
+            self._pass = _Pass(self._tokens, self._deltas)
+            self._tokens = None
+        if self._pass is None or len(self._pass.record.outputs) != number:
+            raise InputError(
+                f"This pass reached {site.names[0]!r} without running every layer before it in "
+                "order, so it cannot be traced. Run the whole model: no start_at_layer."
+            )
+        weight = site.weight()
+        live = SiteOutput(code, weight)
+        for deltas in self._pass.deltas:
+            deltas.source_wrote(number, live)
+        bias = site.bias()
+        record = self._pass.record
+        record.outputs.append(
+            SiteOutput(code.detach(), None if weight is None else weight.detach())
+        )
+        record.biases.append(None if bias is None else bias.detach())
+
+    def _stream_passed(self, key: Key, numbers: tuple[int, ...], tensor: Tensor) -> None:
+        if self._pass is None:
+            return
+        dests = [self.anatomy.dests[number] for number in numbers]
+        if any(dest.module_name in self._touched for dest in dests):
+            self._pass.streams[key] = tensor
+        if self._keep_reads:
+            self._pass.record.reads.append(Read(numbers, sketch(tensor)))
+        if numbers[-1] == len(self.anatomy.dests) - 1:
+            self.record = self._pass.record
+            self._pass = None
+
+    def _logits_came(self, tensor: Tensor) -> None:
+        if self.record is not None and self.record.logits is None:
+            self.record.logits = self.anatomy.finish_logits(tensor).detach()
+
+    def _patch(self, dest: DestSite, reader: Reader, tensor: Tensor) -> Tensor | None:
+        if self._pass is None:
+            return None
+        delta = self._delta(dest, tensor)
+        if delta is None:
+            return None
+        if reader.project is None:
+            return _add(tensor, delta)
+        stream = self._pass.streams[_key(dest.stream)]
+        read = _as_read(stream, delta)
+        if self._keep_reads:
+            number = self.anatomy.dests.index(dest)
+            self._pass.record.reads.append(
+                Read((number,), sketch(read), delta.heads, delta.positions)
+            )
+        return _replace(tensor, len(dest.names), delta, reader.project(read, delta.heads))
+
+    def _delta(self, dest: DestSite, tensor: Tensor) -> Delta | None:
+        assert self._pass is not None
+        name = dest.module_name
+        if name not in self._pass.ready:
+            found = [delta for deltas in self._pass.deltas if (delta := deltas.at(name))]
+            self._pass.ready[name] = combine(found, tensor.shape[1]) if found else None
+        return self._pass.ready[name]
+
+
+def _key(point: Point) -> Key:
+    return id(point.module), point.side
+
+
+def _each(callbacks: list[OnTensor]) -> Callable[[Tensor], None]:
+    def on_tensor(tensor: Tensor) -> None:
+        for callback in callbacks:
+            callback(tensor)
+
+    return on_tensor
+
+
+def _check_positions(plan: PlanDeltas, seq: int) -> None:
+    for name, mask in plan.masks.items():
+        if mask.positions is not None and plan.seq_len != seq:
+            raise InputError(
+                f"The model was wrapped with seq_len={plan.seq_len}, but this pass has {seq} "
+                f"positions, so its token edges (into {name!r}) do not fit. Wrap the model again "
+                f"with seq_len={seq}, or without positions."
+            )
+
+
+def _as_read(stream: Tensor, delta: Delta) -> Tensor:
+    """The stream as each patched head shall read it, `[head, batch, pos, d_model]`."""
+    if delta.positions is not None:
+        stream = stream[:, delta.positions.to(stream.device)]
+    return stream + delta.values.to(stream)
+
+
+def _add(tensor: Tensor, delta: Delta) -> Tensor:
+    """The stream itself, changed."""
+    change = delta.values[0].to(tensor)
+    if delta.positions is None:
+        return tensor + change
+    changed = tensor.clone()
+    changed[:, delta.positions.to(tensor.device)] += change
+    return changed
+
+
+def _replace(tensor: Tensor, n_heads: int, delta: Delta, new: Tensor) -> Tensor:
+    """A tensor of heads, in whichever layout the model uses, with the patched heads replaced."""
+    heads = tensor.reshape(*tensor.shape[:2], n_heads, -1).clone()
+    index = torch.tensor(delta.heads, device=tensor.device)
+    values = new.permute(1, 2, 0, 3).to(heads)
+    if delta.positions is None:
+        heads[:, :, index] = values
+    else:
+        positions = delta.positions.to(tensor.device)
+        heads[:, positions[:, None], index[None, :]] = values
+    return heads.view_as(tensor)

@@ -1,0 +1,140 @@
+"""Check an anatomy against the model itself: one tiny pass, and every tensor computed twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from circuit_trace.anatomy import Anatomy, DestSite, Point
+from circuit_trace.errors import AnatomyError
+from circuit_trace.hooks.attach import attach
+from circuit_trace.hooks.session import Session
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest relative difference that rounding explains. Float32 sums over layers in another order
+differ by 1e-6 to 1e-5; a forgotten bias or norm weight by 1e-2 and more."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Difference:
+    what: str
+    relative: float
+
+
+def verify(model: nn.Module, anatomy: Anatomy) -> None:
+    """Run the anatomy's example and compare its arithmetic with the model's own tensors.
+
+    At every destination the stream must equal the sum of the sources before it and their biases,
+    and what the destination computes from the stream must equal what the model computed.
+
+    Raises:
+        AnatomyError: Something differs: which tensor of which layer, and by how much.
+    """
+    seen = _run(model, anatomy)
+    worst = max(
+        (difference for dest in anatomy.dests for difference in seen.differences(dest)),
+        key=lambda difference: difference.relative,
+    )
+    tolerance = TOLERANCE.get(seen.dtype, max(TOLERANCE.values()))
+    if not worst.relative <= tolerance:  # a NaN must fail too
+        raise AnatomyError(
+            f"The anatomy found for this {type(model).__name__} does not reproduce it: {worst.what} "
+            f"differs by {worst.relative:.2g} relative to its size (allowed for {seen.dtype}: "
+            f"{tolerance:g}). Patching it would give wrong results, so it is refused. If hooks on "
+            "the model change these tensors, wrap it before they are added; wrap(model, "
+            "verify=False) skips this check."
+        )
+
+
+class _Seen:
+    """The tensors of one pass: what sources wrote, what passed the streams and the readers."""
+
+    def __init__(self, anatomy: Anatomy, session: Session, tensors: dict[int, Tensor]) -> None:
+        self.anatomy = anatomy
+        self.record = session.record
+        self.tensors = tensors
+        self._sums: dict[int, Tensor] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        assert self.record is not None
+        return self.record.outputs[0].code.dtype
+
+    def differences(self, dest: DestSite) -> list[_Difference]:
+        stream = self._tensor(dest.stream, dest)
+        where = f"the residual stream that {dest.names[0]} reads"
+        found = [_Difference(where, _relative(self.sum_before(dest.n_sources), stream))]
+        heads = range(len(dest.names))
+        for reader in dest.readers:
+            if reader.project is not None:
+                own = self._tensor(reader.point, dest).reshape(*stream.shape[:2], len(heads), -1)
+                copies = stream.expand(len(heads), *stream.shape)
+                ours = reader.project(copies, heads).permute(1, 2, 0, 3)
+                name = f"what {dest.names[0]} … {dest.names[-1]} computes from the residual stream"
+                if len(heads) == 1:
+                    name = f"what {dest.names[0]} computes from the residual stream"
+                found.append(_Difference(name, _relative(ours, own)))
+        return found
+
+    def sum_before(self, n_sources: int) -> Tensor:
+        """The sum of the first sources and of the biases of their sites."""
+        assert self.record is not None
+        if n_sources not in self._sums:
+            total, start = torch.zeros(()), 0
+            for site, bias in zip(self.record.outputs, self.record.biases, strict=True):
+                end = start + site.code.shape[2]
+                if end > n_sources:
+                    break
+                written = site.project(range(site.code.shape[2])).sum(0)
+                total = total + written + (0 if bias is None else bias)
+                start = end
+            self._sums[n_sources] = total
+        return self._sums[n_sources]
+
+    def _tensor(self, point: Point, dest: DestSite) -> Tensor:
+        if id(point) not in self.tensors:
+            raise AnatomyError(
+                f"The anatomy expects {dest.names[0]} to read a tensor at the {point.side} of a "
+                f"{type(point.module).__name__}, but nothing passed there in a forward pass."
+            )
+        return self.tensors[id(point)]
+
+
+def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
+    tensors: dict[int, Tensor] = {}
+    points = {
+        id(point): point
+        for dest in anatomy.dests
+        for point in (dest.stream, *(reader.point for reader in dest.readers))
+    }
+    session = Session(anatomy, reads=False)
+    handles = []
+    try:
+        session.attach()
+        for number, point in points.items():
+
+            def keep(tensor: Tensor, number: int = number) -> None:
+                tensors[number] = tensor
+
+            handles.append(attach(point, keep))
+        devices = [p.device for p in model.parameters() if p.is_cuda][:1]
+        # Dropout in a model in training mode must not move the user's random numbers.
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            model(anatomy.example())
+    finally:
+        session.detach()
+        for handle in handles:
+            handle.remove()
+    if session.record is None:
+        raise AnatomyError(
+            f"A forward pass of this {type(model).__name__} did not reach the end of the residual "
+            "stream that the anatomy expects, so the model cannot be traced."
+        )
+    return _Seen(anatomy, session, tensors)
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    difference = (ours.float() - theirs.float()).norm()
+    return float(difference.detach() / theirs.float().norm().clamp_min(torch.finfo(torch.float32).tiny))

@@ -1,0 +1,410 @@
+"""`wrap` a model, `patch` edges of its graph, `trace` what flowed along them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from circuit_trace.anatomy import Anatomy, find_anatomy
+from circuit_trace.errors import AnatomyError, InputError, NoTraceError
+from circuit_trace.graph import DestNode, Edge, Edges, Graph, SrcNode, build_graph
+from circuit_trace.hooks import PassRecord, Session, verify
+from circuit_trace.plan import (
+    AblationType,
+    EdgesArg,
+    Plan,
+    PruneScores,
+    SiteOutput,
+    SourceOutputs,
+    ablate_batch,
+    make_plan,
+    mean_outputs,
+)
+from circuit_trace.trace import Trace
+
+OutputSlice = Literal["last_seq", "not_first_seq"]
+"""Which positions of the logits a task looks at."""
+
+SEQ_DIM = 1
+"""Activations are `[batch, seq, d_model]`."""
+
+_SLICES: dict[str | None, tuple[Any, ...]] = {
+    None: (slice(None),),
+    "last_seq": (slice(None), -1),
+    "not_first_seq": (slice(None), slice(1, None)),
+}
+
+
+def wrap(
+    hooked: nn.Module,
+    *,
+    separate_qkv: bool = True,
+    seq_len: int | None = None,
+    slice_output: OutputSlice | None = None,
+    verify: bool = True,
+    anatomy: Anatomy | None = None,
+) -> PatchableModel:
+    """Make a model's computation graph patchable and traceable, without changing the model.
+
+    >>> import circuit_trace as ct
+    >>> model = ct.wrap(ct.load_model("bundled"), seq_len=16)
+    >>> model.n_edges, model.edges[0].name
+    (1760, 'Resid Start->A0.0.Q')
+
+    Args:
+        hooked: A TransformerLens HookedTransformer or TransformerBridge, or any module with an
+            anatomy (see `circuit_trace.anatomy`).
+        separate_qkv: Tell a head's query, key and value inputs apart (`A7.1.Q`), or not (`A7.1`).
+        seq_len: Tell this many token positions apart; None patches all positions at once.
+        slice_output: The part of the logits that `out_slice` selects: None for all of them,
+            "last_seq" for the last position, "not_first_seq" for all but the first.
+        verify: Run one tiny forward pass and check that the anatomy reproduces its tensors.
+        anatomy: The model's anatomy, where no installed package registers one.
+
+    Raises:
+        AnatomyError: No anatomy fits the model, or the one that does fails the check.
+        InputError: An option is out of range.
+    """
+    if isinstance(hooked, PatchableModel):
+        raise AnatomyError("This model is wrapped already; wrap its .wrapped_model to wrap it anew.")
+    if not isinstance(hooked, nn.Module):
+        raise AnatomyError(
+            f"Expected a model (a torch.nn.Module such as a HookedTransformer), got "
+            f"{type(hooked).__name__}."
+        )
+    if seq_len is not None and (
+        not isinstance(seq_len, int) or isinstance(seq_len, bool) or seq_len < 1
+    ):
+        raise InputError(f"seq_len must be a whole number of tokens, 1 or more, or None; got {seq_len!r}.")
+    if slice_output not in _SLICES:
+        raise InputError(
+            f"slice_output must be None, 'last_seq' or 'not_first_seq'; got {slice_output!r}."
+        )
+    if anatomy is None:
+        anatomy = find_anatomy(hooked, separate_qkv=separate_qkv)
+    if verify:
+        _verify(hooked, anatomy)
+    return PatchableModel(hooked, anatomy, build_graph(anatomy, seq_len), slice_output)
+
+
+_verify = verify
+
+
+class PatchableModel:
+    """A model with its computation graph; call it like the model it wraps. Made by `wrap`.
+
+    Attributes that it does not have itself (`tokenizer`, `to_tokens`, `to_str_tokens`,
+    `generate`, `run_with_cache`, …) come from the wrapped model.
+    """
+
+    seq_dim = SEQ_DIM
+
+    def __init__(
+        self,
+        wrapped_model: nn.Module,
+        anatomy: Anatomy,
+        graph: Graph,
+        slice_output: OutputSlice | None = None,
+    ) -> None:
+        self.wrapped_model = wrapped_model
+        self.anatomy = anatomy
+        self.graph = graph
+        self.slice_output = slice_output
+        self._sessions: list[Session] = []
+        self._last_trace: Trace | None = None
+        self._last_record: PassRecord | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the wrapped model; inside `patch` the pass is patched and recorded."""
+        return self.wrapped_model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "wrapped_model" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.wrapped_model, name)
+
+    @property
+    def nodes(self) -> tuple[SrcNode | DestNode, ...]:
+        """Every source, then every destination."""
+        return self.graph.nodes
+
+    @property
+    def srcs(self) -> tuple[SrcNode, ...]:
+        """What writes to the residual stream, in order."""
+        return self.graph.srcs
+
+    @property
+    def dests(self) -> tuple[DestNode, ...]:
+        """What reads the residual stream, in order."""
+        return self.graph.dests
+
+    @property
+    def edges(self) -> Edges:
+        """Every edge, lazily: positions first, then destinations, then sources."""
+        return self.graph.edges
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges there are, each position counted where positions are told apart."""
+        return self.graph.n_edges
+
+    @property
+    def seq_len(self) -> int | None:
+        """How many positions are told apart; None where they are not."""
+        return self.graph.seq_len
+
+    @property
+    def out_slice(self) -> tuple[Any, ...]:
+        """The index of the logits that a task looks at, `model(tokens)[model.out_slice]`."""
+        return _SLICES[self.slice_output]
+
+    @property
+    def cfg(self) -> Any:
+        """The wrapped model's configuration."""
+        return self.anatomy.cfg
+
+    def edge(self, name: str, seq_idx: int | None = None) -> Edge:
+        """Look an edge up by its name, such as `A5.2->A7.1.Q`.
+
+        Raises:
+            EdgeError: The graph has no such edge; the message gives the nearest names.
+        """
+        return self.graph.edge(name, seq_idx)
+
+    def source_outputs(
+        self, data: Any, ablation: AblationType = AblationType.RESAMPLE
+    ) -> SourceOutputs:
+        """Run a prompt, a batch or a dataset and keep what is to be patched in for each source.
+
+        >>> import circuit_trace as ct
+        >>> model = ct.wrap(ct.load_model("bundled"))
+        >>> model.source_outputs("When Mary and John went", ct.AblationType.ZERO)["MLP 0"].sum()
+        tensor(0.)
+
+        Args:
+            data: Tokens `[batch, seq]`, a string or a list of strings. For the three means over a
+                dataset, any iterable of such batches, or of pairs `(clean, corrupt)` of them, given
+                as tuples, as mappings or as objects with those two names.
+            ablation: What becomes of the outputs; see `AblationType`.
+
+        Raises:
+            InputError: Data of the wrong kind, empty, or batches of unequal length.
+        """
+        if not isinstance(ablation, AblationType):
+            raise InputError(
+                f"ablation must be an AblationType ({', '.join(a.name for a in AblationType)}); "
+                f"got {ablation!r}."
+            )
+        if ablation.mean_over_dataset:
+            sites, seq = mean_outputs(lambda batch: self._record(batch).outputs, data, ablation)
+            return SourceOutputs(self.srcs, sites, 1, seq, ablation)
+        record = self._record(data)
+        batch, seq = record.outputs[0].code.shape[:2]
+        sites = tuple(
+            SiteOutput(ablate_batch(site.code, ablation), site.weight) for site in record.outputs
+        )
+        return SourceOutputs(self.srcs, sites, batch, seq, ablation)
+
+    @contextmanager
+    def patch(
+        self,
+        patched: SourceOutputs | None = None,
+        edges: EdgesArg | None = None,
+        masks: PruneScores | None = None,
+    ) -> Iterator[PatchableModel]:
+        """Patch edges in every forward pass of the model while the context is open, and record it.
+
+        The hooks are the only thing that touches the model, and they go when the context closes,
+        however it closes. Inside another `patch` of the same wrapper the edges add up; for an edge
+        of both the inner one counts.
+
+        >>> import circuit_trace as ct
+        >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+        >>> model = ct.wrap(ct.load_model("bundled"))
+        >>> with model.patch(model.source_outputs(CORRUPT), edges={"A1.0->Resid End": 0.5}):
+        ...     logits = model(CLEAN)
+        >>> model.last_trace
+        <Trace: batch 1, seq 16, 11 sources, 1 edges patched>
+
+        Args:
+            patched: What to patch in, from `source_outputs`.
+            edges: Names, `Edge` objects or pairs `(seq_idx, name)`, or a mapping from them to mask
+                values (0 = current, 1 = patched). A name alone means every position.
+            masks: Mask values as `PruneScores` instead; modules that are left out are not patched.
+
+        Raises:
+            EdgeError, MaskError, InputError: What is asked for does not fit the model.
+        """
+        plan = make_plan(self.graph, patched, edges, masks)
+        outer = self._sessions[-1] if self._sessions else None
+        below = tuple(one.without(plan) for one in outer.plans) if outer else ()
+        session = Session(self.anatomy, (*below, plan))
+        if outer:
+            outer.detach()
+        self._sessions.append(session)
+        try:
+            session.attach()
+            yield self
+        finally:
+            session.detach()
+            self._keep(session)
+            self._sessions.pop()
+            if outer:
+                outer.attach()
+
+    def trace(
+        self,
+        tokens: Any,
+        *,
+        corrupt: Any = None,
+        edges: EdgesArg | None = None,
+        masks: PruneScores | None = None,
+        patched: SourceOutputs | None = None,
+        ablation: AblationType = AblationType.RESAMPLE,
+    ) -> Trace:
+        """Run one patched forward pass without gradients and return its record.
+
+        With neither `edges` nor `masks` nothing is patched: the pass is only recorded, together
+        with what `corrupt` would have patched in where it is given.
+
+        >>> import circuit_trace as ct
+        >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+        >>> model = ct.wrap(ct.load_model("bundled"))
+        >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
+        >>> trace.table()[["edge", "mask"]].values.tolist()
+        [['A1.0->Resid End', 1.0]]
+
+        Args:
+            tokens: The prompt to run: tokens `[batch, seq]`, a string or a list of strings.
+            corrupt: The prompt to patch in, of the same shape; ablations that need none may go
+                without.
+            edges: As in `patch`.
+            masks: As in `patch`.
+            patched: What to patch in, instead of `corrupt`.
+            ablation: What becomes of the corrupt prompt's outputs. The means over a dataset take
+                `tokens` as the clean and `corrupt` as the corrupt prompts.
+
+        Raises:
+            EdgeError, MaskError, InputError: What is asked for does not fit the model.
+        """
+        if patched is not None and corrupt is not None:
+            raise InputError("Give either corrupt= or patched=, not both: each says what is patched in.")
+        clean = self._to_tokens(tokens)
+        with torch.no_grad():
+            if patched is None:
+                patched = self._patched_for(clean, corrupt, ablation, edges, masks)
+            with self.patch(patched, edges=edges, masks=masks):
+                self.wrapped_model(clean)
+        return self.last_trace
+
+    @property
+    def last_trace(self) -> Trace:
+        """The record of the last pass that ran to its end inside `patch` or `trace`.
+
+        Raises:
+            NoTraceError: There is none yet.
+        """
+        if self._sessions:
+            self._keep(self._sessions[-1])
+        if self._last_trace is None:
+            raise NoTraceError(
+                "No pass has been recorded yet. Call model.trace(tokens, corrupt=..., edges=[...]), "
+                "or run the model inside `with model.patch(...)`."
+            )
+        return self._last_trace
+
+    def _patched_for(
+        self, clean: Any, corrupt: Any, ablation: AblationType, edges: Any, masks: Any
+    ) -> SourceOutputs | None:
+        if corrupt is not None:
+            corrupt = self._to_tokens(corrupt)
+            _check_same_shape(clean, corrupt)
+        nothing_asked = edges is None and masks is None and corrupt is None
+        needs_corrupt = ablation is AblationType.RESAMPLE or ablation.corrupt_dataset
+        if nothing_asked or (needs_corrupt and corrupt is None):
+            return None  # make_plan says what is missing, if anything is
+        if ablation.mean_over_dataset:
+            pairs = [(clean, clean if corrupt is None else corrupt)]
+            return self.source_outputs(pairs, ablation)
+        return self.source_outputs(clean if corrupt is None else corrupt, ablation)
+
+    def _to_tokens(self, tokens: Any) -> Any:
+        is_text = isinstance(tokens, str) or (
+            isinstance(tokens, list | tuple)
+            and len(tokens) > 0
+            and all(isinstance(one, str) for one in tokens)
+        )
+        if is_text:
+            if self.anatomy.to_tokens is None:
+                raise InputError(
+                    "Got text, but the wrapped model has no tokenizer: pass token ids [batch, seq]."
+                )
+            return self.anatomy.to_tokens(tokens if isinstance(tokens, str) else list(tokens))
+        if isinstance(tokens, Tensor):
+            return tokens
+        raise InputError(
+            f"Expected token ids as a tensor [batch, seq], a string or a list of strings; got "
+            f"{type(tokens).__name__}."
+        )
+
+    def _record(self, data: Any) -> PassRecord:
+        """Run one batch outside every open patch and return its record."""
+        batch = self._to_tokens(data)
+        session = Session(self.anatomy, reads=False)
+        outer = self._sessions[-1] if self._sessions else None
+        if outer:
+            outer.detach()
+        try:
+            session.attach()
+            with torch.no_grad():
+                self.wrapped_model(batch)
+        finally:
+            session.detach()
+            if outer:
+                outer.attach()
+        if session.record is None:
+            raise InputError("The pass did not reach the end of the residual stream; nothing to record.")
+        return session.record
+
+    def _keep(self, session: Session) -> None:
+        """Turn a session's finished pass into the last trace."""
+        record = session.record
+        if record is None or record is self._last_record:
+            return
+        batch, seq = record.outputs[0].code.shape[:2]
+        plans = tuple(_fitted(plan, batch, seq) for plan in session.plans)
+        self._last_record = record
+        self._last_trace = Trace(
+            graph=self.graph,
+            current=SourceOutputs(self.srcs, tuple(record.outputs), batch, seq),
+            plans=plans,
+            tokens=record.tokens,
+            logits=record.logits,
+            reads=tuple(record.reads),
+            biases=tuple(record.biases),
+            to_strings=self.anatomy.to_strings,
+        )
+
+    def __repr__(self) -> str:
+        positions = "" if self.seq_len is None else f" at {self.seq_len} positions"
+        return (
+            f"<PatchableModel: {type(self.wrapped_model).__name__}, {len(self.srcs)} sources, "
+            f"{len(self.dests)} destinations, {self.n_edges:,} edges{positions}>"
+        )
+
+
+def _fitted(plan: Plan, batch: int, seq: int) -> Plan:
+    return replace(plan, patched=plan.patched.fitted(batch, seq)) if plan.patched else plan
+
+
+def _check_same_shape(clean: Any, corrupt: Any) -> None:
+    if clean.shape[:2] != corrupt.shape[:2]:
+        raise InputError(
+            f"Clean and corrupt prompts must have the same number of prompts and of tokens, got "
+            f"{tuple(clean.shape[:2])} and {tuple(corrupt.shape[:2])} ([batch, seq])."
+        )

@@ -1,0 +1,95 @@
+"""Means of the sources' outputs over a dataset, streamed batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from circuit_trace.errors import InputError
+from circuit_trace.plan.ablation import AblationType
+from circuit_trace.plan.outputs import SiteOutput
+
+BAR_AFTER_SECONDS = 2.0
+"""A progress bar appears only where the dataset takes longer than this."""
+
+
+def mean_outputs(
+    run: Callable[[Any], Sequence[SiteOutput]], data: Any, ablation: AblationType
+) -> tuple[tuple[SiteOutput, ...], int]:
+    """The token-wise mean of each site's code over the prompts that the ablation asks for.
+
+    `run` records one batch. A tuple of two is a pair of clean and corrupt, a list is a batch. Every prompt counts alike, also where batches differ in size, and a single tensor is a dataset of one
+    batch.
+
+    Returns:
+        A site's code `[1, seq, node, width]` each, and the number of positions.
+
+    Raises:
+        InputError: Nothing to average, a batch that is no pair where pairs are needed, or prompts
+            of unequal length.
+    """
+    batches: Iterable[Any] = [data] if isinstance(data, Tensor | str) else data
+    if not isinstance(batches, Iterable):
+        raise InputError(
+            f"The ablation {ablation} takes a dataset, any iterable of batches; got "
+            f"{type(data).__name__}."
+        )
+    sums: list[Tensor] = []
+    weights: list[Tensor | None] = []
+    count = 0
+    progress = tqdm(batches, desc=str(ablation), unit="batch", delay=BAR_AFTER_SECONDS, leave=False)
+    for number, batch in enumerate(progress):
+        for prompts in _prompts(batch, ablation, number):
+            sites = run(prompts)
+            seq = sites[0].code.shape[1]
+            if sums and sums[0].shape[1] != seq:
+                raise InputError(
+                    f"A token-wise mean needs prompts of one length: batch {number} has {seq} "
+                    f"tokens, those before it {sums[0].shape[1]}."
+                )
+            parts = [_sum(site.code) for site in sites]
+            sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+            weights = [site.weight for site in sites]
+            dtypes = [site.code.dtype for site in sites]
+            count += sites[0].code.shape[0]
+    if not sums:
+        raise InputError(f"The dataset for the ablation {ablation} is empty: there is nothing to average.")
+    return tuple(
+        SiteOutput((total / count).to(dtype), weight)
+        for total, weight, dtype in zip(sums, weights, dtypes, strict=True)
+    ), sums[0].shape[1]
+
+
+def _sum(code: Tensor) -> Tensor:
+    """The sum over the batch, in float32 or wider so that many batches add up."""
+    wide = torch.promote_types(code.dtype, torch.float32)
+    return code.sum(0, keepdim=True, dtype=wide)
+
+
+def _prompts(batch: Any, ablation: AblationType, number: int) -> list[Any]:
+    """The parts of a batch that the ablation averages: clean, corrupt or both."""
+    pair = _pair(batch)
+    if pair is None:
+        if ablation is AblationType.TOKENWISE_MEAN_CLEAN_AND_CORRUPT:
+            raise InputError(
+                f"The ablation {ablation} needs pairs of clean and corrupt prompts, but batch "
+                f"{number} is a {type(batch).__name__}: give (clean, corrupt) tuples, mappings or "
+                "objects with those names."
+            )
+        return [batch]
+    clean, corrupt = pair
+    return [clean] * ablation.clean_dataset + [corrupt] * ablation.corrupt_dataset
+
+
+def _pair(batch: Any) -> tuple[Any, Any] | None:
+    if isinstance(batch, tuple) and len(batch) == 2:
+        return batch[0], batch[1]
+    if isinstance(batch, Mapping) and {"clean", "corrupt"} <= set(batch):
+        return batch["clean"], batch["corrupt"]
+    if hasattr(batch, "clean") and hasattr(batch, "corrupt"):
+        return batch.clean, batch.corrupt
+    return None

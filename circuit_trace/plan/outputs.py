@@ -1,0 +1,172 @@
+"""What every source wrote in one pass, stored as narrow as the model computed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuit_trace.errors import EdgeError, InputError
+from circuit_trace.graph import SrcNode
+from circuit_trace.plan.ablation import AblationType
+
+
+@dataclass(frozen=True, eq=False)
+class SiteOutput:
+    """What one source site wrote: a code per node, and the weight that makes it a stream vector.
+
+    `code` may have length 1 along batch or seq where the value is the same for all of them.
+    """
+
+    code: Float[Tensor, "batch seq node width"]
+    weight: Float[Tensor, "node width d_model"] | None = None
+    weight_version: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight_version", _version(self.weight))
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return (self.code if self.weight is None else self.weight).shape[-1]
+
+    def project(self, slots: Sequence[int]) -> Float[Tensor, "node batch seq d_model"]:
+        """Compute the stream vectors of these nodes, `z[:, :, h] @ W_O[h]` for heads.
+
+        Raises:
+            InputError: The model's weights were changed since the pass.
+        """
+        return project(self.code, self.live_weight, slots)
+
+    @property
+    def live_weight(self) -> Float[Tensor, "node width d_model"] | None:
+        """The weight, if it is still the one of the pass."""
+        if self.weight_version is not None and _version(self.weight) != self.weight_version:
+            raise InputError(
+                "The model's output weights were changed in place after this pass was recorded, "
+                "so its head outputs can no longer be computed from it. Trace again, or call "
+                ".stack() before changing the weights."
+            )
+        return self.weight
+
+
+def project(
+    code: Float[Tensor, "batch seq node width"],
+    weight: Float[Tensor, "node width d_model"] | None,
+    slots: Sequence[int],
+    out: Tensor | None = None,
+) -> Float[Tensor, "node batch seq d_model"]:
+    """Turn the codes of some nodes into stream vectors, into `out` where it is given."""
+    batch, seq, n_nodes, _ = code.shape
+    index = list(slots)
+    # A batched product wants the nodes first; all of them need no gather.
+    chosen = (code if len(index) == n_nodes else code[:, :, index]).permute(2, 0, 1, 3)
+    if weight is None:
+        return chosen if out is None else out.copy_(chosen)
+    matrix = weight if len(index) == n_nodes else weight[index]
+    rows = chosen.reshape(len(index), batch * seq, -1).to(matrix.dtype)
+    if out is not None:
+        torch.bmm(rows, matrix, out=out.view(len(index), batch * seq, -1))
+        return out
+    return torch.bmm(rows, matrix).view(len(index), batch, seq, -1)
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    """How often a tensor was written in place; None where torch does not count."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SourceOutputs(Mapping[str, Tensor]):
+    """What each source wrote: an ordered mapping from its name to `[batch, seq, d_model]`.
+
+    Heads are stored as the model computes them (`hook_z`, `d_head` wide) and projected by `W_O`
+    when one is asked for, so a record is as small as the pass.
+
+    >>> import circuit_trace as ct
+    >>> model = ct.wrap(ct.load_model("bundled"))
+    >>> outputs = model.source_outputs("When Mary and John went")
+    >>> list(outputs)[:2], tuple(outputs["A0.1"].shape), tuple(outputs.stack().shape)
+    (['Resid Start', 'A0.0'], (1, 6, 64), (11, 1, 6, 64))
+    """
+
+    srcs: tuple[SrcNode, ...]
+    sites: tuple[SiteOutput, ...]
+    batch: int
+    seq: int
+    ablation: AblationType = AblationType.RESAMPLE
+
+    @cached_property
+    def _by_name(self) -> dict[str, SrcNode]:
+        return {src.name: src for src in self.srcs}
+
+    def __getitem__(self, name: str) -> Float[Tensor, "batch seq d_model"]:
+        if name not in self._by_name:
+            raise EdgeError(
+                f"There is no source {name!r}; the sources run from {self.srcs[0].name!r} to "
+                f"{self.srcs[-1].name!r}."
+            )
+        src = self._by_name[name]
+        return self._full(self.sites[src.site].project([src.slot]))[0]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self.srcs)
+
+    def __repr__(self) -> str:
+        return (
+            f"<SourceOutputs: {len(self)} sources, batch {self.batch}, seq {self.seq}, "
+            f"{self.ablation}>"
+        )
+
+    def stack(self) -> Float[Tensor, "n_srcs batch seq d_model"]:
+        """All sources in one tensor, in source order."""
+        return torch.cat([self._full(site.project(range(site.code.shape[2]))) for site in self.sites])
+
+    def vectors(self, srcs: Sequence[SrcNode], batch_idx: int) -> Float[Tensor, "source seq d_model"]:
+        """What some sources wrote for one element of the batch, computed for that element alone."""
+        first = self.sites[0]
+        out = first.code.new_empty((len(srcs), self.seq, first.d_model))
+        by_site: dict[int, list[int]] = {}
+        for place, src in enumerate(srcs):
+            by_site.setdefault(src.site, []).append(place)
+        for site_idx, places in by_site.items():
+            site = self.sites[site_idx]
+            row = batch_idx if site.code.shape[0] > 1 else 0
+            slots = [srcs[place].slot for place in places]
+            values = project(site.code[row : row + 1], site.live_weight, slots)
+            out[places] = values[:, 0].to(out)
+        return out
+
+    def _full(self, values: Tensor) -> Tensor:
+        return values.expand(values.shape[0], self.batch, self.seq, values.shape[-1])
+
+    def fitted(self, batch: int, seq: int) -> SourceOutputs:
+        """These outputs for a pass of that shape.
+
+        Zeros and means are the same for every prompt, so they fit any number of them.
+
+        Raises:
+            InputError: They are for another number of prompts or tokens.
+        """
+        fits = all(
+            size == wanted or (size == 1 and self.ablation is not AblationType.RESAMPLE)
+            for site in self.sites[:1]
+            for size, wanted in zip(site.code.shape[:2], (batch, seq), strict=True)
+        )
+        if not fits:
+            raise InputError(
+                f"The patched outputs ({self.ablation}) are for a batch of {self.batch} × "
+                f"{self.seq} tokens, but this pass runs {batch} × {seq}. Clean and corrupt prompts "
+                "must have the same number of prompts and of tokens."
+            )
+        return replace(self, batch=batch, seq=seq)

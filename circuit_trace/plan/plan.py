@@ -1,0 +1,112 @@
+"""A plan: which edges are patched, how far, and with what. Made once, then applied each pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuit_trace.errors import InputError
+from circuit_trace.graph import Edges, Graph
+from circuit_trace.plan.masks import (
+    EdgesArg,
+    PruneScores,
+    check_scores,
+    masks_from_edges,
+    score_shape,
+)
+from circuit_trace.plan.outputs import SourceOutputs
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The edges that a pass patches.
+
+    `masks` holds the touched modules only; `named` the numbers of the edges a user named one by
+    one, also those at mask 0. `patched` is None where nothing is patched.
+    """
+
+    graph: Graph
+    masks: PruneScores
+    named: tuple[int, ...] = ()
+    patched: SourceOutputs | None = None
+
+    def full_masks(self) -> PruneScores:
+        """Masks of every module, zero where nothing is patched."""
+        return {
+            module.name: self.masks[module.name].detach()
+            if module.name in self.masks
+            else torch.zeros(score_shape(module, self.graph.seq_len))
+            for module in self.graph.modules
+        }
+
+    def edges(self) -> Edges:
+        """The edges with a mask other than 0, and those that were named one by one."""
+        numbers = set(self.named)
+        for name, mask in self.masks.items():
+            module = self.graph.module_by_name[name]
+            flat = mask.detach().reshape(-1).nonzero()[:, 0]
+            position, in_module = flat // module.n_edges, flat % module.n_edges
+            found = position * self.graph.n_edges_per_position + module.offset + in_module
+            numbers.update(found.tolist())
+        return Edges(self.graph, sorted(numbers))
+
+    def without(self, other: Plan) -> Plan:
+        """This plan less the edges that another one patches or names."""
+        taken = torch.tensor(list(other.edges().numbers), dtype=torch.long)
+        masks = {}
+        for name, mask in self.masks.items():
+            module = self.graph.module_by_name[name]
+            in_position = taken % self.graph.n_edges_per_position - module.offset
+            position = taken // self.graph.n_edges_per_position
+            here = (in_position >= 0) & (in_position < module.n_edges)
+            keep = torch.ones(mask.numel(), dtype=mask.dtype, device=mask.device)
+            keep[(position * module.n_edges + in_position)[here]] = 0
+            masks[name] = mask * keep.view_as(mask)
+        gone = set(taken.tolist())
+        return Plan(self.graph, masks, tuple(n for n in self.named if n not in gone), self.patched)
+
+
+def make_plan(
+    graph: Graph,
+    patched: SourceOutputs | None,
+    edges: EdgesArg | None,
+    masks: PruneScores | None,
+) -> Plan:
+    """Read what a user asks to patch.
+
+    Raises:
+        EdgeError, MaskError: As the edges or masks are wrong.
+        InputError: Both were given, or something to patch but nothing to patch in.
+    """
+    if edges is not None and masks is not None:
+        raise InputError("Give either edges= or masks=, not both: each says what is patched.")
+    named: list[int] = []
+    if edges is not None:
+        read, named = masks_from_edges(graph, edges)
+    elif masks is not None:
+        read = check_scores(graph, masks, "The masks")
+    else:
+        read = {}
+    if patched is not None and not isinstance(patched, SourceOutputs):
+        raise InputError(
+            f"The patched outputs must come from model.source_outputs(...); got "
+            f"{type(patched).__name__}."
+        )
+    if patched is not None and [src.name for src in patched.srcs] != [s.name for s in graph.srcs]:
+        raise InputError(
+            f"The patched outputs come from another model: they have {len(patched)} sources, this "
+            f"model has {len(graph.srcs)}."
+        )
+    touched = {name: mask for name, mask in read.items() if _touches(mask)}
+    if touched and patched is None:
+        raise InputError(
+            "There are edges to patch but nothing to patch in. Pass the outputs of another prompt, "
+            "model.source_outputs(corrupt), or call model.trace(tokens, corrupt=..., edges=...)."
+        )
+    return Plan(graph, touched, tuple(named), patched)
+
+
+def _touches(mask: Tensor) -> bool:
+    return mask.requires_grad or bool(mask.any())

@@ -1,0 +1,7 @@
+"""hooks → trace: the frozen record of one pass, which outlives it."""
+
+from circuit_trace.trace.table import EdgeNumbers as EdgeNumbers
+from circuit_trace.trace.table import edge_numbers as edge_numbers
+from circuit_trace.trace.trace import DestFlow as DestFlow
+from circuit_trace.trace.trace import EdgeFlow as EdgeFlow
+from circuit_trace.trace.trace import Trace as Trace

@@ -1,0 +1,257 @@
+"""The record of one pass: what every source wrote, what was patched in, what was received."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuit_trace.errors import EdgeError, InputError
+from circuit_trace.graph import DestNode, Edge, Edges, Graph
+from circuit_trace.hooks import Read
+from circuit_trace.plan import Plan, PruneScores, SourceOutputs
+from circuit_trace.trace.reconstruct import reconstruction_error
+from circuit_trace.trace.table import edge_table
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace:
+    """What flowed along every edge in one forward pass; it stays when the pass is over.
+
+    `plans` are the patches of the contexts that were open, the innermost last; `reads` and
+    `biases` are what `reconstruction_error` compares.
+
+    >>> import circuit_trace as ct
+    >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+    >>> model = ct.wrap(ct.load_model("bundled"))
+    >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
+    >>> flow = trace.edge("A1.0->Resid End")
+    >>> flow.mask, tuple(flow.received.shape), bool((flow.received == flow.patched).all())
+    (1.0, (1, 16, 64), True)
+    """
+
+    graph: Graph
+    current: SourceOutputs
+    plans: tuple[Plan, ...] = ()
+    tokens: Tensor | None = None
+    logits: Tensor | None = None
+    reads: tuple[Read, ...] = ()
+    biases: tuple[Tensor | None, ...] = ()
+    to_strings: Callable[[Tensor], list[str]] | None = field(default=None)
+
+    @property
+    def batch(self) -> int:
+        """How many prompts ran."""
+        return self.current.batch
+
+    @property
+    def seq(self) -> int:
+        """How many token positions ran."""
+        return self.current.seq
+
+    @property
+    def patched(self) -> SourceOutputs | None:
+        """What was patched in (by the innermost context), None where nothing was."""
+        return next((plan.patched for plan in reversed(self.plans) if plan.patched), None)
+
+    @cached_property
+    def masks(self) -> PruneScores:
+        """The mask of every edge, 0 where it carried the current output, in `PruneScores` form."""
+        total = Plan(self.graph, {}).full_masks()
+        for plan in self.plans:
+            total.update({name: total[name] + mask.detach().cpu() for name, mask in plan.masks.items()})
+        return total
+
+    @cached_property
+    def edges(self) -> Edges:
+        """The edges with a mask other than 0, and those named one by one, in the graph's order."""
+        numbers = {number for plan in self.plans for number in plan.edges().numbers}
+        return Edges(self.graph, sorted(numbers))
+
+    def edge(self, name: str, seq_idx: int | None = None) -> EdgeFlow:
+        """What flowed along one edge.
+
+        Raises:
+            EdgeError: As `Graph.edge`.
+        """
+        return EdgeFlow(self, self.graph.edge(name, seq_idx))
+
+    def dest(self, name: str) -> DestFlow:
+        """What a destination such as `A7.1.Q` received from each source before it.
+
+        Raises:
+            EdgeError: There is no such destination.
+        """
+        if name not in self.graph.dest_by_name:
+            raise EdgeError(
+                f"There is no destination {name!r}; they run from {self.graph.dests[0].name!r} to "
+                f"{self.graph.dests[-1].name!r}."
+            )
+        return DestFlow(self, self.graph.dest_by_name[name])
+
+    def table(self, *, batch_idx: int = 0) -> pd.DataFrame:
+        """One row per patched or named edge (every edge where there is none), in the graph's order.
+
+        Columns: edge, src, dest, seq_idx, token, mask, current_norm, patched_norm, delta_norm,
+        cosine. Norms are L2 norms of the vector at the edge's position, or over all positions
+        where the model was wrapped without `seq_len`; cosine is between current and patched.
+
+        Raises:
+            InputError: There is no such batch element.
+        """
+        self.check_batch_idx(batch_idx)
+        return edge_table(self, self.edges or self.graph.edges, batch_idx)
+
+    def reconstruction_error(self) -> float:
+        """How well the record adds up: the largest relative difference at any destination between
+        the sum of what it received plus biases and the tensor it really read in that pass.
+
+        Inputs are compared in a few fixed random directions, in which they were recorded
+        (`circuit_trace.hooks.record`). Rounding alone gives about 1e-6 in float32.
+        """
+        return reconstruction_error(self)
+
+    def draw(self, prune_scores: PruneScores | None = None, **options: Any) -> go.Figure:
+        """Draw this pass with `draw_seq_graph`, which lists the options."""
+        from circuit_trace.visualize import draw_seq_graph
+
+        return draw_seq_graph(self, prune_scores, **options)
+
+    def token_strings(self, batch_idx: int = 0) -> list[str] | None:
+        """The traced prompt's tokens as text, None where the model has no tokenizer."""
+        if self.to_strings is None or self.tokens is None or self.tokens.ndim != 2:
+            return None
+        return self.to_strings(self.tokens[batch_idx])
+
+    def check_batch_idx(self, batch_idx: int) -> None:
+        """Raise InputError where the traced batch has no such element."""
+        if not isinstance(batch_idx, int) or not 0 <= batch_idx < self.batch:
+            raise InputError(
+                f"batch_idx={batch_idx!r} is outside the traced batch: expected 0 to {self.batch - 1}."
+            )
+
+    def plan_of(self, numbers: Sequence[int]) -> list[Plan | None]:
+        """For each edge the plan that patches or names it, else the innermost with outputs."""
+        default = next((plan for plan in reversed(self.plans) if plan.patched), None)
+        if len(self.plans) < 2:
+            return [default] * len(numbers)
+        owned = [set(plan.edges().numbers) for plan in self.plans]
+        return [
+            next((p for p, own in zip(self.plans, owned, strict=True) if n in own), default)
+            for n in numbers
+        ]
+
+    def __repr__(self) -> str:
+        patched = f"{len(self.edges):,} edges patched" if self.patched else "nothing patched"
+        return f"<Trace: batch {self.batch}, seq {self.seq}, {len(self.current)} sources, {patched}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeFlow:
+    """What flowed along one edge: tensors of `[batch, seq, d_model]`, computed when asked for."""
+
+    trace: Trace
+    edge: Edge
+
+    @property
+    def current(self) -> Float[Tensor, "batch seq d_model"]:
+        """What the source wrote in this pass."""
+        return self.trace.current[self.edge.src.name]
+
+    @property
+    def patched(self) -> Float[Tensor, "batch seq d_model"] | None:
+        """What was patched in instead, None where nothing was."""
+        plan = self.trace.plan_of([self.trace.graph.number(self.edge)])[0]
+        if plan is None or plan.patched is None:
+            return None
+        return plan.patched[self.edge.src.name]
+
+    @property
+    def delta(self) -> Float[Tensor, "batch seq d_model"] | None:
+        """patched − current, None where nothing was patched."""
+        patched = self.patched
+        return None if patched is None else patched - self.current
+
+    @property
+    def mask(self) -> float | Float[Tensor, " seq"]:
+        """The edge's mask; one per position for an edge of all positions of a `seq_len` model."""
+        mask = self._masks
+        if self.edge.seq_idx is not None:
+            return float(mask[self.edge.seq_idx])
+        return float(mask) if mask.ndim == 0 else mask
+
+    @property
+    def received(self) -> Float[Tensor, "batch seq d_model"]:
+        """What the destination received: (1 − mask) · current + mask · patched."""
+        current, patched = self.current, self.patched
+        if patched is None:
+            return current
+        mask = self._masks.to(current)
+        mask = mask if mask.ndim == 0 else mask[None, :, None]
+        return (1 - mask) * current + mask * patched
+
+    @property
+    def _masks(self) -> Tensor:
+        dest = self.edge.dest
+        scores = self.trace.masks[dest.module_name]
+        rows = scores if dest.head is None else scores[..., dest.slot, :]
+        return rows[..., self.edge.src.idx]
+
+    def __repr__(self) -> str:
+        return f"<EdgeFlow {self.edge}: mask {self.mask}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DestFlow:
+    """What one destination received: tensors of `[n_sources, batch, seq, d_model]`."""
+
+    trace: Trace
+    dest: DestNode
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the sources before it, in order."""
+        return tuple(src.name for src in self.trace.graph.srcs[: self.dest.n_sources])
+
+    def __getitem__(self, source: str) -> EdgeFlow:
+        return self.trace.edge(f"{source}->{self.dest.name}")
+
+    @property
+    def current(self) -> Float[Tensor, "n_sources batch seq d_model"]:
+        """What each source wrote in this pass."""
+        return torch.stack([self[source].current for source in self.sources])
+
+    @property
+    def patched(self) -> Float[Tensor, "n_sources batch seq d_model"] | None:
+        """What was patched in instead, None where nothing was."""
+        found = [self[source].patched for source in self.sources]
+        return None if found[0] is None else torch.stack([one for one in found if one is not None])
+
+    @property
+    def delta(self) -> Float[Tensor, "n_sources batch seq d_model"] | None:
+        """patched − current, None where nothing was patched."""
+        patched = self.patched
+        return None if patched is None else patched - self.current
+
+    @property
+    def received(self) -> Float[Tensor, "n_sources batch seq d_model"]:
+        """What it received from each: (1 − mask) · current + mask · patched."""
+        return torch.stack([self[source].received for source in self.sources])
+
+    @property
+    def mask(self) -> Float[Tensor, "*seq n_sources"]:
+        """The masks of its edges."""
+        scores = self.trace.masks[self.dest.module_name]
+        return scores if self.dest.head is None else scores[..., self.dest.slot, :]
+
+    def __repr__(self) -> str:
+        return f"<DestFlow {self.dest}: {self.dest.n_sources} sources>"

@@ -1,0 +1,259 @@
+"""The anatomy of TransformerLens models: HookedTransformer (2.16 to 3.x), TransformerBridge (3.x, 4.x).
+
+The two name their hook points and weights alike; they differ in how a norm is computed without
+firing its hook points, and in the layout of the raw tensors, which the core reshapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader, SourceSite
+from circuit_trace.errors import AnatomyError, InputError
+
+EXAMPLE_TOKENS = 5
+"""Length of the prompt that an anatomy is verified with: longer than any off-by-one."""
+
+Norm = Callable[[Tensor], Tensor]
+
+
+def anatomy(model: nn.Module, *, separate_qkv: bool = True) -> Anatomy | None:
+    """Return the anatomy of a HookedTransformer or TransformerBridge, None for anything else.
+
+    >>> import circuit_trace as ct
+    >>> found = anatomy(ct.load_model("bundled"))
+    >>> [site.names[0] for site in found.sources]
+    ['Resid Start', 'A0.0', 'MLP 0', 'A1.0', 'MLP 1']
+
+    Raises:
+        AnatomyError: One of the two, but not built of decoder blocks that this file knows.
+    """
+    if _is_a(model, "HookedTransformer"):
+        return _Builder(model, _hooked_norm, separate_qkv).build()
+    if _is_a(model, "TransformerBridge"):
+        return _Builder(model, _bridge_norm, separate_qkv).build()
+    return None
+
+
+def _is_a(model: nn.Module, class_name: str) -> bool:
+    """Whether the model is of that TransformerLens class, without importing TransformerLens."""
+    return any(
+        base.__name__ == class_name and base.__module__.startswith("transformer_lens")
+        for base in type(model).__mro__
+    )
+
+
+def _hooked_norm(norm: Any, x: Tensor) -> Tensor:
+    """What HookedTransformer's LayerNorm, LayerNormPre, RMSNorm, RMSNormPre or Identity computes.
+
+    The same operations as their `forward`, less the two hook points inside.
+    """
+    kind = type(norm).__name__
+    if isinstance(norm, nn.Identity):
+        return x
+    dtype = norm.cfg.dtype
+    wide = x if dtype in (torch.float32, torch.float64) else x.float()
+    if kind.startswith("LayerNorm"):
+        wide = wide - wide.mean(-1, keepdim=True)
+    scale = (wide.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+    normed = (wide / scale).to(dtype)
+    if hasattr(norm, "w"):
+        normed = normed * norm.w
+    return normed + norm.b if hasattr(norm, "b") else normed
+
+
+def _bridge_norm(norm: Any, x: Tensor) -> Tensor:
+    """What a bridge's norm computes: the module it wraps, which has no hook points."""
+    return norm.original_component(x)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Reads a model's blocks into source and destination sites."""
+
+    model: Any
+    norm: Callable[[Any, Tensor], Tensor]
+    separate_qkv: bool
+
+    def build(self) -> Anatomy:
+        cfg = self.model.cfg
+        last = len(self.model.blocks) - 1
+        hooks: dict[str, nn.Module] = dict(self.model.hook_dict)
+        start = self._hook(hooks, "blocks.0.hook_resid_pre")
+        sources = [SourceSite(("Resid Start",), "embed", 0, start)]
+        dests: list[DestSite] = []
+        n_sources, depth = 1, 0
+        for layer, block in enumerate(self.model.blocks):
+            if not hasattr(block, "attn"):
+                raise AnatomyError(
+                    f"Block {layer} of this {type(self.model).__name__} has no attention; only "
+                    "decoder models of attention and MLP blocks can be traced."
+                )
+            depth += 1
+            dests += self._attention_inputs(hooks, block, layer, depth, n_sources)
+            sources.append(self._attention_output(hooks, block, layer, depth))
+            before_attention, n_sources = n_sources, n_sources + cfg.n_heads
+            if hasattr(block, "mlp"):
+                depth += 1
+                seen = before_attention if cfg.parallel_attn_mlp else n_sources
+                dests.append(self._mlp_input(hooks, block, layer, depth, seen))
+                out = self._hook(hooks, f"blocks.{layer}.hook_mlp_out")
+                sources.append(SourceSite((f"MLP {layer}",), "mlp", depth, out, layer))
+                n_sources += 1
+        end = self._hook(hooks, f"blocks.{last}.hook_resid_post")
+        end_names = (f"blocks.{last}.hook_resid_post", ("Resid End",), ("Resid End",))
+        dests.append(
+            DestSite(*end_names, "output", depth + 1, n_sources, False, end, (Reader(end),))
+        )
+        return Anatomy(
+            sources=tuple(sources),
+            dests=tuple(dests),
+            example=partial(_example, self.model),
+            logits=Point(self.model.unembed),
+            tokens=Point(self.model.embed, "input"),
+            finish_logits=partial(_soft_cap, getattr(cfg, "output_logits_soft_cap", None)),
+            to_tokens=partial(_to_tokens, self.model),
+            to_strings=_strings_of(getattr(self.model, "tokenizer", None)),
+            cfg=cfg,
+        )
+
+    def _hook(self, hooks: dict[str, nn.Module], name: str) -> Point:
+        if name not in hooks:
+            raise AnatomyError(
+                f"This {type(self.model).__name__} has no hook point {name!r}, which every decoder "
+                "model that can be traced has."
+            )
+        return Point(hooks[name])
+
+    def _attention_output(
+        self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int
+    ) -> SourceSite:
+        attn = block.attn
+        return SourceSite(
+            names=tuple(f"A{layer}.{head}" for head in range(self.model.cfg.n_heads)),
+            kind="attention",
+            depth=depth,
+            point=self._hook(hooks, f"blocks.{layer}.attn.hook_z"),
+            layer=layer,
+            weight=lambda: attn.W_O,
+            bias=lambda: getattr(attn, "b_O", None),
+        )
+
+    def _attention_inputs(
+        self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int, n_sources: int
+    ) -> list[DestSite]:
+        cfg = self.model.cfg
+        norm = partial(self.norm, block.ln1)
+        readers = {
+            letter: Reader(
+                self._hook(hooks, f"blocks.{layer}.attn.hook_{letter.lower()}"),
+                partial(_project, norm, block.attn, letter),
+            )
+            for letter in "QKV"
+        }
+        n_kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+        stream = self._hook(hooks, f"blocks.{layer}.hook_resid_pre")
+        common: dict[str, Any] = {
+            "kind": "attention",
+            "depth": depth,
+            "n_sources": n_sources,
+            "has_heads": True,
+            "stream": stream,
+            "layer": layer,
+        }
+        if not self.separate_qkv:
+            if n_kv_heads != cfg.n_heads:
+                raise AnatomyError(
+                    f"separate_qkv=False needs one key-value head per query head; this model has "
+                    f"{n_kv_heads} for {cfg.n_heads}. Wrap it with separate_qkv=True."
+                )
+            names = tuple(f"A{layer}.{head}" for head in range(cfg.n_heads))
+            module = f"blocks.{layer}.hook_attn_in"
+            return [DestSite(module, names, names, readers=tuple(readers.values()), **common)]
+        sites = []
+        for letter, reader in readers.items():
+            units = tuple(
+                f"A{layer}.{head}" for head in range(cfg.n_heads if letter == "Q" else n_kv_heads)
+            )
+            names = tuple(f"{unit}.{letter}" for unit in units)
+            module = f"blocks.{layer}.hook_{letter.lower()}_input"
+            sites.append(DestSite(module, names, units, readers=(reader,), **common))
+        return sites
+
+    def _mlp_input(
+        self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int, n_sources: int
+    ) -> DestSite:
+        name = (f"MLP {layer}",)
+        if hasattr(block, "ln2"):
+            stream = Point(block.ln2, "input")
+            reader = Reader(stream)
+        else:  # the MLP reads what ln1 made for attention, as in GPT-J
+            stream = self._hook(hooks, f"blocks.{layer}.hook_resid_pre")
+            norm = partial(self.norm, block.ln1)
+            reader = Reader(Point(block.mlp, "input"), lambda x, _heads: norm(x))
+        return DestSite(
+            module_name=f"blocks.{layer}.hook_mlp_in",
+            names=name,
+            units=name,
+            kind="mlp",
+            depth=depth,
+            n_sources=n_sources,
+            has_heads=False,
+            stream=stream,
+            readers=(reader,),
+            layer=layer,
+        )
+
+
+def _project(norm: Norm, attn: Any, letter: str, x: Tensor, heads: Sequence[int]) -> Tensor:
+    """Queries, keys or values of some heads, each from its own input `[head, batch, pos, d_model]`.
+
+    `ln1(x) @ W + b`, what TransformerLens shows at `attn.hook_q`, `hook_k` or `hook_v`.
+    """
+    index = list(heads)
+    # HookedTransformer's grouped-query attention keeps one matrix per key-value head under `_W_K`.
+    weight = getattr(attn, f"_W_{letter}", None)
+    weight = getattr(attn, f"W_{letter}") if weight is None else weight
+    bias = getattr(attn, f"_b_{letter}", None)
+    bias = getattr(attn, f"b_{letter}", None) if bias is None else bias
+    normed = norm(x).to(weight.dtype)
+    projected = torch.bmm(normed.flatten(1, 2), weight[index]).unflatten(1, x.shape[1:3])
+    return projected if bias is None else projected + bias[index][:, None, None]
+
+
+def _example(model: Any) -> Tensor:
+    device = next(model.parameters()).device
+    length = min(EXAMPLE_TOKENS, int(getattr(model.cfg, "n_ctx", None) or EXAMPLE_TOKENS))
+    return (torch.arange(length, device=device) % model.cfg.d_vocab)[None]
+
+
+def _soft_cap(cap: float | None, logits: Tensor) -> Tensor:
+    """`cap · tanh(logits / cap)`, which models with `output_logits_soft_cap` apply at the end."""
+    return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
+
+
+def _to_tokens(model: Any, text: str | list[str]) -> Tensor:
+    if getattr(model, "tokenizer", None) is None:
+        raise InputError(
+            "Got text, but the wrapped model has no tokenizer: pass token ids [batch, seq]."
+        )
+    return model.to_tokens(text)
+
+
+def _strings_of(tokenizer: Any) -> Callable[[Tensor], list[str]] | None:
+    """Decode a row of tokens one by one; holds the tokenizer, not the model."""
+    if tokenizer is None:
+        return None
+
+    def to_strings(row: Tensor) -> list[str]:
+        return tokenizer.batch_decode(
+            [[token] for token in row.tolist()], clean_up_tokenization_spaces=False
+        )
+
+    return to_strings
