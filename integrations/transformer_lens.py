@@ -90,10 +90,11 @@ class _Builder:
         dests: list[DestSite] = []
         n_sources, depth = 1, 0
         for layer, block in enumerate(self.model.blocks):
-            if not hasattr(block, "attn"):
+            missing = [part for part in ("ln1", "attn") if not hasattr(block, part)]
+            if missing:
                 raise AnatomyError(
-                    f"Block {layer} of this {type(self.model).__name__} has no attention; only "
-                    "decoder models of attention and MLP blocks can be traced."
+                    f"Block {layer} of this {type(self.model).__name__} has no {missing[0]!r}; only "
+                    "decoder blocks that normalise, attend and pass an MLP can be traced."
                 )
             depth += 1
             dests += self._attention_inputs(hooks, block, layer, depth, n_sources)

@@ -33,10 +33,15 @@ def sketch(tensor: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What some destination sites really read: all heads alike, or some patched heads."""
+    """What some destination sites really read: all heads alike, or some patched heads.
+
+    `patched` says whether the plans' changes are in `seen`: they are not in the stream that passes
+    a layer's heads, where each head gets its own.
+    """
 
     dests: tuple[int, ...]
     seen: Float[Tensor, "*head batch pos direction"]
+    patched: bool
     heads: tuple[int, ...] | None = None
     positions: Tensor | None = None
 

@@ -135,7 +135,8 @@ class Session:
         if any(dest.module_name in self._touched for dest in dests):
             self._pass.streams[key] = tensor
         if self._keep_reads:
-            self._pass.record.reads.append(Read(numbers, sketch(tensor)))
+            is_changed = any(reader.project is None for dest in dests for reader in dest.readers)
+            self._pass.record.reads.append(Read(numbers, sketch(tensor), is_changed))
         if numbers[-1] == len(self.anatomy.dests) - 1:
             self.record = self._pass.record
             self._pass = None
@@ -157,7 +158,7 @@ class Session:
         if self._keep_reads:
             number = self.anatomy.dests.index(dest)
             self._pass.record.reads.append(
-                Read((number,), sketch(read), delta.heads, delta.positions)
+                Read((number,), sketch(read), True, delta.heads, delta.positions)
             )
         return _replace(tensor, len(dest.names), delta, reader.project(read, delta.heads))
 

@@ -99,7 +99,16 @@ class _Seen:
                 f"The anatomy expects {dest.names[0]} to read a tensor at the {point.side} of a "
                 f"{type(point.module).__name__}, but nothing passed there in a forward pass."
             )
-        return self.tensors[id(point)]
+        tensor = self.tensors[id(point)]
+        assert self.record is not None
+        shape = self.record.outputs[0].code.shape[:2]
+        if tensor.shape[:2] != shape:
+            raise AnatomyError(
+                f"The tensor that {dest.names[0]} reads has the shape {tuple(tensor.shape)}: expected "
+                f"it to begin with [batch, seq] = {list(shape)}. A model of this layout cannot be "
+                "traced."
+            )
+        return tensor
 
 
 def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:

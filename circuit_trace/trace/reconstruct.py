@@ -77,7 +77,7 @@ def _read_error(
 ) -> float:
     module = trace.graph.modules[dest]
     expected = current[: module.n_sources].sum(0) + biases[module.n_sources]
-    if not module.has_heads or read.heads is not None:
+    if read.patched:
         heads = range(len(module.dests)) if read.heads is None else read.heads
         expected = expected + sum(
             _change(plan, module.name, difference, list(heads)) for plan, difference in changes
