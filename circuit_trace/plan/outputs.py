@@ -34,7 +34,7 @@ class SiteOutput:
         """The width of the residual stream."""
         return (self.code if self.weight is None else self.weight).shape[-1]
 
-    def project(self, slots: Sequence[int]) -> Float[Tensor, "node batch seq d_model"]:
+    def project(self, slots: Sequence[int]) -> Float[Tensor, "chosen batch seq d_model"]:
         """Compute the stream vectors of these nodes, `z[:, :, h] @ W_O[h]` for heads.
 
         Raises:
@@ -59,7 +59,7 @@ def project(
     weight: Float[Tensor, "node width d_model"] | None,
     slots: Sequence[int],
     out: Tensor | None = None,
-) -> Float[Tensor, "node batch seq d_model"]:
+) -> Float[Tensor, "chosen batch seq d_model"]:
     """Turn the codes of some nodes into stream vectors, into `out` where it is given."""
     batch, seq, n_nodes, _ = code.shape
     index = list(slots)

@@ -80,7 +80,9 @@ def _read_error(
     if read.patched:
         heads = range(len(module.dests)) if read.heads is None else read.heads
         expected = expected + sum(
-            _change(plan, module.name, difference, list(heads)) for plan, difference in changes
+            _change(plan, module.name, difference, list(heads))
+            for plan, difference in changes
+            if module.name in plan.masks
         )
     if read.positions is not None:
         expected = expected[..., read.positions.cpu(), :]
@@ -95,8 +97,6 @@ def _change(
 ) -> Float[Tensor, "head batch seq direction"]:
     """Σ mask · (patched − current) for each head of a module, projected."""
     module = plan.graph.module_by_name[module_name]
-    if module_name not in plan.masks:
-        return torch.zeros(())
     mask = plan.masks[module_name].detach().float().cpu()
     lead = (1,) if plan.graph.seq_len is None else (plan.graph.seq_len,)
     mask = mask.reshape(*lead, len(module.dests), module.n_sources)[:, heads]
