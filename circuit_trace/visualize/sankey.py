@@ -1,0 +1,163 @@
+"""Render a diagram's specification as a Plotly figure: the only file that imports Plotly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+from circuit_trace.anatomy import NodeKind
+from circuit_trace.visualize.layout import NODE_THICKNESS, Point
+from circuit_trace.visualize.spec import (
+    BOTTOM_MARGIN,
+    MOST_SHORT_LABELS,
+    NAME_SIZE,
+    SHORT_SIZE,
+    SIDE_MARGIN,
+    TOP_MARGIN,
+    Diagram,
+    Orientation,
+    Panel,
+)
+
+FONT = "Helvetica, Arial, sans-serif"
+INK = "#222222"
+NODE_COLORS: dict[NodeKind, str] = {
+    "embed": "#009E73",
+    "attention": "#6A4C93",
+    "mlp": "#A6761D",
+    "output": "#222222",
+}
+"""By kind: apart from each other, and from the links' colours, also to colour-blind eyes."""
+
+NODE_NAMES: dict[NodeKind, str] = {
+    "embed": "embedding",
+    "attention": "attention head",
+    "mlp": "MLP",
+    "output": "output",
+}
+
+
+def sankey(panel: Panel, orientation: Orientation, *, names: bool = True) -> go.Sankey:
+    """One panel as a Plotly Sankey trace, its nodes named by Plotly if `names`."""
+    font = {"family": FONT, "size": NAME_SIZE, "color": INK}
+    if not names:
+        font = {"size": 1, "color": "rgba(0, 0, 0, 0)", "shadow": "none"}
+    return go.Sankey(
+        arrangement="fixed",
+        orientation=orientation,
+        domain={"x": list(panel.x_domain), "y": list(panel.y_domain)},
+        node={
+            "label": [node.name for node in panel.nodes],
+            "color": [NODE_COLORS[node.kind] for node in panel.nodes],
+            "x": [node.x for node in panel.nodes],
+            "y": [node.y for node in panel.nodes],
+            "pad": panel.pad,
+            "thickness": NODE_THICKNESS,
+            "line": {"width": 0},
+            "hovertemplate": "%{label}<extra></extra>",
+        },
+        link={
+            "source": [link.source for link in panel.links],
+            "target": [link.target for link in panel.links],
+            "value": [link.value for link in panel.links],
+            "label": [link.label for link in panel.links],
+            "color": [link.color for link in panel.links],
+            "hovertemplate": "%{label}<extra></extra>",
+        },
+        textfont=font,
+    )
+
+
+def figure(diagram: Diagram) -> go.Figure:
+    """The whole diagram as a Plotly figure, independent of Plotly's global template."""
+    layout = go.Layout(
+        template=go.layout.Template(),
+        width=round(diagram.plot_width + diagram.left_margin + SIDE_MARGIN),
+        height=round(diagram.plot_height + TOP_MARGIN + BOTTOM_MARGIN),
+        margin={"l": diagram.left_margin, "r": SIDE_MARGIN, "t": TOP_MARGIN, "b": BOTTOM_MARGIN},
+        paper_bgcolor="white",
+        font={"family": FONT, "size": NAME_SIZE, "color": INK},
+        hoverlabel={"align": "left", "font": {"family": "monospace", "size": NAME_SIZE}},
+        annotations=[*_titles(diagram), *_names(diagram), *_short_labels(diagram), *_words(diagram)],
+    )
+    # Names are drawn as annotations above their nodes: Plotly would write them over the links.
+    traces = [sankey(panel, diagram.orientation, names=False) for panel in diagram.panels]
+    return go.Figure(data=traces, layout=layout)
+
+
+def _annotation(x: float, y: float, text: str, **more: Any) -> dict[str, Any]:
+    return {"x": x, "y": y, "text": text, "xref": "paper", "yref": "paper", "showarrow": False, **more}
+
+
+def _in_panel(diagram: Diagram, panel: Panel, at: Point, text: str, **more: Any) -> dict[str, Any]:
+    """An annotation centred at a point given in pixels from the panel's top left corner."""
+    x, y = at[0] / diagram.plot_width, 1 - (panel.top + at[1]) / diagram.plot_height
+    return _annotation(x, y, text, xanchor="center", yanchor="middle", **more)
+
+
+def _titles(diagram: Diagram) -> list[dict[str, Any]]:
+    """A bold label in the margin beside each position's diagram."""
+    return [
+        _annotation(
+            0,
+            sum(panel.y_domain) / 2,
+            panel.title,
+            xanchor="right",
+            yanchor="middle",
+            xshift=-44,
+            align="right",
+            font={"size": 14},
+        )
+        for panel in diagram.panels
+        if panel.title
+    ]
+
+
+def _names(diagram: Diagram) -> list[dict[str, Any]]:
+    return [
+        _in_panel(diagram, panel, node.name_at, node.name, font={"size": NAME_SIZE})
+        for panel in diagram.panels
+        for node in panel.nodes
+    ]
+
+
+def _short_labels(diagram: Diagram) -> list[dict[str, Any]]:
+    """What flows along each edge, written on it, so that a still picture says it too."""
+    if diagram.n_links > MOST_SHORT_LABELS:
+        return []
+    style = {"font": {"size": SHORT_SIZE}, "bgcolor": "rgba(255, 255, 255, 0.75)", "borderpad": 1}
+    return [
+        _in_panel(diagram, panel, link.short_at, link.short, **style)
+        for panel in diagram.panels
+        for link in panel.links
+    ]
+
+
+def _words(diagram: Diagram) -> list[dict[str, Any]]:
+    """The note above and the legend below."""
+    links = {link.color for panel in diagram.panels for link in panel.links}
+    kinds = {
+        kind: NODE_NAMES[kind]
+        for kind in NODE_COLORS
+        if any(node.kind == kind for panel in diagram.panels for node in panel.nodes)
+    }
+    marks = [(color, name) for color, name in diagram.legend if color in links]
+    marks += [(NODE_COLORS[kind], name) for kind, name in kinds.items()]
+    legend = "   ".join(f"<span style='color: {_opaque(color)}'>■</span> {name}" for color, name in marks)
+    words = [
+        _annotation(0, 0, text, xanchor="left", yanchor="top", yshift=shift, align="left",
+                    font={"size": 11})
+        for text, shift in ((legend, -14), (diagram.note, -32))
+        if text
+    ]
+    if not diagram.n_links:
+        words = [_annotation(0.5, 0.5, diagram.note, font={"size": 13})]
+    return words
+
+
+def _opaque(color: str) -> str:
+    """A link's colour without its transparency, for the legend's mark."""
+    if not color.startswith("rgba"):
+        return color
+    return f"rgb({','.join(color[5:-1].split(',')[:3])})"

@@ -1,0 +1,378 @@
+"""The specification of a diagram: plain data that says what is drawn where; no Plotly in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from circuit_trace.anatomy import NodeKind
+from circuit_trace.graph import DestNode, Graph, SrcNode
+from circuit_trace.visualize.edges import DrawnEdge
+from circuit_trace.visualize.layout import (
+    Box,
+    Placed,
+    Point,
+    place,
+    place_labels,
+    plotly_padding,
+)
+from circuit_trace.visualize.plotly_layout import Flow, plotly_total, stack
+from circuit_trace.visualize.text import BREAK, escape_name, text_size, token_label
+
+Orientation = Literal["h", "v"]
+
+HAIRLINE = 0.01
+"""Width of an edge whose weight is 0, as a share of the widest: shown, but thin."""
+
+WIDEST = 26
+"""Pixels that the widest link of a figure gets at most."""
+TALLEST_LINKS = 1400
+"""Pixels that all links of a figure side by side get at most; then they become thinner."""
+COLUMN_STEP = {"h": 150, "v": 76}
+"""Pixels from one column of nodes to the next, enough for a link's label between them."""
+NODE_GAP = {"h": 24, "v": 84}
+"""Pixels between two nodes of a column: a name above a node, or to the left of it."""
+SMALLEST_PANEL = 64
+EMPTY_PANEL = 30
+"""Height of a position without edges."""
+PANEL_GAP = 22
+NARROWEST = 540
+LABEL_MARGIN = 150
+SIDE_MARGIN = 60
+TOP_MARGIN, BOTTOM_MARGIN = 34, 62
+MOST_SHORT_LABELS = 40
+"""Labels are written on the links of a figure up to so many edges."""
+NAME_SIZE, SHORT_SIZE = 12, 10
+"""Font sizes of node names and of the labels on links."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a panel: Plotly's coordinates of its centre, in fractions of the domain, and the
+    centre of its name in pixels from the panel's top left corner."""
+
+    name: str
+    kind: NodeKind
+    x: float
+    y: float
+    name_at: Point
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link of a panel: indices of its nodes, its width, what it says in full and in short, its
+    colour, and the centre of its short label in pixels from the panel's top left corner."""
+
+    source: int
+    target: int
+    value: float
+    label: str
+    short: str
+    color: str
+    short_at: Point
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The diagram of one token position, or of all of them (`seq_idx` None).
+
+    `top` is where it begins, in pixels from the top of the plot; `x_domain` and `y_domain` are the
+    part of the plot from which Plotly takes the scale of widths. The second is in proportion to
+    the weight that the panel holds; nodes may stand beyond it.
+    """
+
+    seq_idx: int | None
+    title: str | None
+    top: float
+    x_domain: tuple[float, float]
+    y_domain: tuple[float, float]
+    nodes: tuple[Node, ...]
+    links: tuple[Link, ...]
+    pad: float
+    n_layers: int
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """A whole figure: its panels from top to bottom, its size and its words."""
+
+    panels: tuple[Panel, ...]
+    orientation: Orientation
+    plot_width: float
+    plot_height: float
+    left_margin: float
+    note: str
+    legend: tuple[tuple[str, str], ...]
+
+    @property
+    def n_links(self) -> int:
+        """How many edges are drawn."""
+        return sum(len(panel.links) for panel in self.panels)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The edges of one position, made ready to be placed."""
+
+    seq_idx: int | None
+    drawn: Sequence[DrawnEdge]
+    units: dict[str, tuple[NodeKind, int]]
+    columns: list[int]
+    n_columns: int
+    flows: list[Flow]
+
+    @property
+    def weight(self) -> float:
+        return sum(flow.value for flow in self.flows)
+
+    @property
+    def total(self) -> float:
+        """The flow of the fullest column of Plotly's own layout."""
+        return plotly_total(len(self.columns), self.flows)
+
+
+def build_diagram(
+    graph: Graph,
+    drawn: Sequence[DrawnEdge],
+    *,
+    titles: Sequence[str] | None,
+    show_all_seq_pos: bool,
+    layer_spacing: bool,
+    orientation: Orientation,
+    note: str,
+    legend: tuple[tuple[str, str], ...],
+) -> Diagram:
+    """Lay edges out, a panel per position from the first down.
+
+    The heights of the panels' domains are in proportion to the edge weight they hold.
+    """
+    by_position: dict[int | None, list[DrawnEdge]] = {}
+    if show_all_seq_pos:
+        positions = [None] if graph.seq_len is None else range(graph.seq_len)
+        by_position = {position: [] for position in positions}
+    for one in drawn:
+        by_position.setdefault(one.edge.seq_idx, []).append(one)
+    order = sorted(by_position, key=lambda position: -1 if position is None else position)
+    contents = [_content(graph, position, by_position[position], layer_spacing) for position in order]
+    length = COLUMN_STEP[orientation] * (max((c.n_columns for c in contents), default=1) - 1)
+    per_weight = _pixels_per_weight(contents, orientation)
+    if orientation == "h":
+        length = max(length, NARROWEST)
+        heights = [per_weight * content.weight for content in contents]
+        scales = [
+            height / content.total if content.total else 0.0
+            for content, height in zip(contents, heights, strict=True)
+        ]
+        placed = [_placed(c, length, scale, "h") for c, scale in zip(contents, scales, strict=True)]
+        rooms = [max(one.breadth, SMALLEST_PANEL) for one in placed]
+        width = float(length)
+    else:
+        scales = [per_weight] * len(contents)
+        lengths = [float(COLUMN_STEP["v"] * max(c.n_columns - 1, 1)) for c in contents]
+        placed = [_placed(c, long, per_weight, "v") for c, long in zip(contents, lengths, strict=True)]
+        rooms = [long + NAME_SIZE for long in lengths]
+        width = max([one.breadth for one in placed] + [NARROWEST])
+        shares = [room / c.weight for room, c in zip(rooms, contents, strict=True) if c.weight]
+        heights = [min(shares) * c.weight if c.weight else 0.0 for c in contents]
+    rooms = [room if c.drawn else EMPTY_PANEL for room, c in zip(rooms, contents, strict=True)]
+    plot_height = sum(rooms) + PANEL_GAP * max(len(rooms) - 1, 0) or SMALLEST_PANEL
+    panels, top = [], 0.0
+    for content, one, scale, height, room in zip(
+        contents, placed, scales, heights, rooms, strict=True
+    ):
+        height = height or room
+        breadth = content.total * scale if orientation == "v" and content.drawn else width
+        area = _Area(width, plot_height, top, room, breadth, height)
+        title = _title(content.seq_idx, titles)
+        panels.append(_panel(content, one, area, title, 0.0, orientation))
+        top += room + PANEL_GAP
+    left = LABEL_MARGIN if any(panel.title for panel in panels) else SIDE_MARGIN
+    return Diagram(tuple(panels), orientation, width, plot_height, left, note, legend)
+
+
+def lone_panel(
+    graph: Graph,
+    drawn: Sequence[DrawnEdge],
+    *,
+    seq_idx: int | None,
+    interval: tuple[float, float],
+    size: tuple[float, float],
+    layer_spacing: bool,
+    orientation: Orientation,
+) -> Panel:
+    """Lay the edges of one position out so that they fill a domain of `size` pixels."""
+    content = _content(graph, seq_idx, drawn, layer_spacing)
+    width, height = size
+    length, breadth = (width, height) if orientation == "h" else (height, width)
+    gap = float(NODE_GAP["h"])
+    pad = plotly_padding(content.columns, content.flows, breadth, gap) if drawn else 0.0
+    placed = place(
+        content.columns,
+        content.flows,
+        length=length,
+        n_columns=content.n_columns,
+        stacking=stack(len(content.columns), content.flows, breadth, pad),
+        gap=gap,
+        breadth=breadth,
+    )
+    area = _Area(width, height, 0.0, height, width, height)
+    panel = _panel(content, placed, area, None, pad, orientation)
+    return Panel(
+        seq_idx, None, 0.0, (0.0, 1.0), interval, panel.nodes, panel.links, pad, content.n_columns
+    )
+
+
+@dataclass(frozen=True)
+class _Area:
+    """A panel's slot in a plot, and the extents of the domain in the middle of it, in pixels."""
+
+    plot_width: float
+    plot_height: float
+    top: float
+    room: float
+    domain_width: float
+    domain_height: float
+
+
+def _content(
+    graph: Graph, seq_idx: int | None, drawn: Sequence[DrawnEdge], layer_spacing: bool
+) -> _Content:
+    units = _units(drawn)
+    used = sorted({depth for _, depth in units.values()})
+    depths = range(max(dest.depth for dest in graph.dests) + 1) if layer_spacing else used
+    column = {depth: number for number, depth in enumerate(depths)}
+    index = {name: number for number, name in enumerate(units)}
+    thin = HAIRLINE * max((abs(one.weight) for one in drawn), default=1.0) or HAIRLINE
+    flows = [
+        Flow(index[one.edge.src.unit], index[one.edge.dest.unit], abs(one.weight) or thin)
+        for one in drawn
+    ]
+    columns = [column[depth] for _, depth in units.values()]
+    return _Content(seq_idx, drawn, units, columns, len(depths), flows)
+
+
+def _units(drawn: Sequence[DrawnEdge]) -> dict[str, tuple[NodeKind, int]]:
+    """The nodes that some edges join, in the order of the flow, with their kind and depth."""
+    ends: list[SrcNode | DestNode] = [end for one in drawn for end in (one.edge.src, one.edge.dest)]
+    ends.sort(key=lambda end: (end.depth, end.head if end.head is not None else -1))
+    return {end.unit: (end.kind, end.depth) for end in ends}
+
+
+def _pixels_per_weight(contents: Sequence[_Content], orientation: Orientation) -> float:
+    """The scale at which the widest link has the pixels it may have, and all links fit."""
+    held = [content for content in contents if content.drawn]
+    if not held:
+        return 0.0
+    widest = max(flow.value for content in held for flow in content.flows)
+    if orientation == "v":  # a panel's domain is as broad as its fullest column
+        return min(WIDEST / widest, TALLEST_LINKS / max(content.total for content in held))
+    # Its height is in proportion to its weight; the scale follows from its fullest column.
+    steepest = max(content.weight / content.total for content in held)
+    return min(WIDEST / widest / steepest, TALLEST_LINKS / sum(c.weight for c in held))
+
+
+def _placed(content: _Content, length: float, scale: float, orientation: Orientation) -> Placed:
+    return place(
+        content.columns,
+        content.flows,
+        length=length,
+        n_columns=content.n_columns,
+        stacking=stack(len(content.columns), content.flows, scale * content.total, 0.0),
+        gap=NODE_GAP[orientation],
+    )
+
+
+def _panel(
+    content: _Content,
+    placed: Placed,
+    area: _Area,
+    title: str | None,
+    pad: float,
+    orientation: Orientation,
+) -> Panel:
+    """Turn boxes along and across the flow into Plotly's coordinates and pixels of the slot."""
+    is_h = orientation == "h"
+    # Centre what was placed in the slot.
+    shift = (area.room - placed.breadth) / 2 if is_h else (area.plot_width - placed.breadth) / 2
+    lead = 0.0 if is_h else (area.room - _length(placed)) / 2
+    names = [escape_name(name) for name in content.units]
+    domain_top = (area.room - area.domain_height) / 2
+    domain_left = (area.plot_width - area.domain_width) / 2
+
+    def in_slot(along: float, across: float) -> Point:
+        return (along + lead, across + shift) if is_h else (across + shift, along + lead)
+
+    name_boxes = [_name_box(box, name, is_h) for box, name in zip(placed.nodes, names, strict=True)]
+    nodes = []
+    for (_, (kind, _)), box, name, name_box in zip(
+        content.units.items(), placed.nodes, names, name_boxes, strict=True
+    ):
+        x, y = in_slot(box.along, box.across)
+        # Plotly multiplies a node's place along the flow by the domain's width and that across it
+        # by the height in both orientations, and ignores a place of exactly 0.
+        along = (x - domain_left if is_h else y - domain_top) / area.domain_width
+        across = (y - domain_top if is_h else x - domain_left) / area.domain_height
+        at = in_slot(name_box.along, name_box.across)
+        nodes.append(Node(name, kind, _round(along) or 1e-3, _round(across) or 1e-3, _rounded(at)))
+    sizes = [text_size(one.short, SHORT_SIZE) for one in content.drawn]
+    sizes = sizes if is_h else [(height, width) for width, height in sizes]
+    spots = place_labels(placed, content.flows, sizes, name_boxes)
+    links = tuple(
+        Link(
+            flow.source,
+            flow.target,
+            flow.value,
+            one.label,
+            one.short,
+            one.color,
+            _rounded(in_slot(*spot)),
+        )
+        for one, flow, spot in zip(content.drawn, content.flows, spots, strict=True)
+    )
+    low = 1 - (area.top + domain_top + area.domain_height) / area.plot_height
+    high = 1 - (area.top + domain_top) / area.plot_height
+    left = domain_left / area.plot_width
+    return Panel(
+        content.seq_idx,
+        title,
+        area.top,
+        (max(left, 0.0), min(1 - left, 1.0)),
+        (max(low, 0.0), min(high, 1.0)),
+        tuple(nodes),
+        links,
+        pad,
+        content.n_columns,
+    )
+
+
+def _length(placed: Placed) -> float:
+    ends = [box.along for box in placed.nodes]
+    return max(ends, default=0.0) + min(ends, default=0.0)
+
+
+def _name_box(node: Box, name: str, is_h: bool) -> Box:
+    """Where a node's name goes: above it, or to the left of it where the flow runs down."""
+    width, height = text_size(name, NAME_SIZE)
+    before = node.across - node.breadth / 2
+    if is_h:
+        return Box(node.along, before - height / 2, width, height)
+    return Box(node.along, before - width / 2, height, width)
+
+
+def _round(value: float) -> float:
+    """Four decimals, a tenth of a pixel and less; the same everywhere."""
+    return round(value, 4) + 0.0
+
+
+def _rounded(point: Point) -> Point:
+    return round(point[0], 1), round(point[1], 1)
+
+
+def _title(position: int | None, titles: Sequence[str] | None) -> str | None:
+    if position is None:
+        return "<b>All tokens</b>" if titles else None
+    if titles is None:
+        return f"<b>position {position}</b>"
+    where = f"<span style='font-size: 11px'>position {position}</span>"
+    return f"<b>{token_label(titles[position])}</b>{BREAK}{where}"

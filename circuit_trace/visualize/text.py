@@ -1,0 +1,83 @@
+"""Text for labels: safe in Plotly's small HTML, short, and never a dump of a tensor."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+BREAK = "<br>"
+"""A new line in Plotly's labels."""
+
+LONGEST_TOKEN = 18
+"""Token labels longer than this are cut; the margin is made for it."""
+
+# Plotly reads tags and entities in labels, and MathJax (on Kaleido's page) reads dollars.
+_SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
+_INVISIBLE = {"\n": "↵", "\r": "↵", "\t": "⇥"}
+
+
+def escape(text: str) -> str:
+    r"""Make text show as it is: no markup in it is read, and line breaks become visible.
+
+    >>> escape("<|endoftext|>"), escape("a\n")
+    ('&lt;|endoftext|&gt;', 'a↵')
+    """
+    shown = "".join(_SPECIAL.get(char) or _INVISIBLE.get(char) or char for char in text)
+    return "".join(char if char.isprintable() else "�" for char in shown)
+
+
+def escape_name(name: str) -> str:
+    """Escape the name of an edge or node; its arrow stays an arrow.
+
+    >>> escape_name("A0.1->A1.2.Q")
+    'A0.1->A1.2.Q'
+    """
+    return escape(name).replace("&gt;", ">")
+
+
+def token_label(token: str) -> str:
+    """A token as a label: escaped, cut if it is long, and visible if it is blank.
+
+    >>> token_label(" the"), token_label("")
+    (' the', '∅')
+    """
+    if not token:
+        return "∅"
+    if not token.strip(" "):
+        return "␣" * min(len(token), LONGEST_TOKEN)
+    cut = token if len(token) <= LONGEST_TOKEN else token[: LONGEST_TOKEN - 1] + "…"
+    return escape(cut)
+
+
+def number(value: float) -> str:
+    """A number with three significant digits.
+
+    >>> number(4.6441), number(-0.0), number(12345.6)
+    ('4.64', '0', '1.23e+04')
+    """
+    return f"{value + 0.0:.3g}"
+
+
+def mask_text(mask: float) -> str:
+    """A mask or score with two decimals, or two significant digits where it is small.
+
+    >>> mask_text(1.0), mask_text(-0.25), mask_text(0.0042)
+    ('1.00', '-0.25', '0.0042')
+    """
+    return f"{mask + 0.0:.2f}" if mask == 0 or abs(mask) >= 0.01 else f"{mask:.2g}"
+
+
+def vector_text(values: Iterable[float], total: int) -> str:
+    """The first values of a vector of `total` numbers.
+
+    >>> vector_text([0.5, -1.25], 64)
+    '[0.5, -1.25, …]'
+    """
+    shown = [number(value) for value in values]
+    return f"[{', '.join(shown + (['…'] if total > len(shown) else []))}]"
+
+
+def text_size(text: str, font_size: float) -> tuple[float, float]:
+    """About how many pixels wide and high a line of escaped text is in the figure's font."""
+    shown = html.unescape(text)
+    return 0.58 * font_size * len(shown) + 6, 1.4 * font_size
