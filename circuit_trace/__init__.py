@@ -42,7 +42,9 @@ from circuit_trace.plan import SourceOutputs as SourceOutputs
 from circuit_trace.trace import Trace as Trace
 
 if TYPE_CHECKING:
-    from circuit_trace.integrations.models import load_model as load_model
+    from circuit_trace.integrations.models import (  # pyright: ignore[reportMissingImports]
+        load_model as load_model,
+    )
     from circuit_trace.visualize import draw_seq_graph as draw_seq_graph
     from circuit_trace.visualize import net_viz as net_viz
 

@@ -71,7 +71,9 @@ def wrap(
         InputError: An option is out of range.
     """
     if isinstance(hooked, PatchableModel):
-        raise AnatomyError("This model is wrapped already; wrap its .wrapped_model to wrap it anew.")
+        raise AnatomyError(
+            "This model is wrapped already; wrap its .wrapped_model to wrap it anew."
+        )
     if not isinstance(hooked, nn.Module):
         raise AnatomyError(
             f"Expected a model (a torch.nn.Module such as a HookedTransformer), got "
@@ -80,7 +82,9 @@ def wrap(
     if seq_len is not None and (
         not isinstance(seq_len, int) or isinstance(seq_len, bool) or seq_len < 1
     ):
-        raise InputError(f"seq_len must be a whole number of tokens, 1 or more, or None; got {seq_len!r}.")
+        raise InputError(
+            f"seq_len must be a whole number of tokens, 1 or more, or None; got {seq_len!r}."
+        )
     if slice_output not in _SLICES:
         raise InputError(
             f"slice_output must be None, 'last_seq' or 'not_first_seq'; got {slice_output!r}."
@@ -293,7 +297,9 @@ class PatchableModel:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
         """
         if patched is not None and corrupt is not None:
-            raise InputError("Give either corrupt= or patched=, not both: each says what is patched in.")
+            raise InputError(
+                "Give either corrupt= or patched=, not both: each says what is patched in."
+            )
         clean = self._to_tokens(tokens)
         with torch.no_grad():
             if patched is None:
@@ -368,7 +374,9 @@ class PatchableModel:
             if outer:
                 outer.attach()
         if session.record is None:
-            raise InputError("The pass did not reach the end of the residual stream; nothing to record.")
+            raise InputError(
+                "The pass did not reach the end of the residual stream; nothing to record."
+            )
         return session.record
 
     def _keep(self, session: Session) -> None:

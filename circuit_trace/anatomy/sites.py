@@ -60,7 +60,9 @@ class Reader:
     """
 
     point: Point
-    project: Callable[[Float[Tensor, "head batch pos d_model"], Sequence[int]], Tensor] | None = None
+    project: Callable[[Float[Tensor, "head batch pos d_model"], Sequence[int]], Tensor] | None = (
+        None
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -145,14 +145,16 @@ class Graph:
             f"'{self.srcs[0].name}->{self.dests[-1].name}', a pair (seq_idx, name), or an Edge."
         )
 
-    def _node(self, name: str, known: dict, role: str, edge_name: str):  # noqa: ANN202
+    def _node(self, name: str, known: dict, role: str, edge_name: str):
         if name in known:
             return known[name]
         near = get_close_matches(name, known, n=3, cutoff=0.5)
         other = self.dest_by_name if known is self.src_by_name else self.src_by_name
         hint = f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
         if name in other:
-            hint = f" {name!r} can only be a {'destination' if role == 'source' else 'source'}.{hint}"
+            hint = (
+                f" {name!r} can only be a {'destination' if role == 'source' else 'source'}.{hint}"
+            )
         raise EdgeError(f"Unknown {role} {name!r} in the edge {edge_name!r}.{hint}")
 
     def _check_position(self, seq_idx: int | None, name: str) -> None:

@@ -178,9 +178,9 @@ def combine(deltas: list[Delta], n_positions: int) -> Delta:
     )
     for delta in deltas:
         index = torch.tensor([heads.index(head) for head in delta.heads], device=total.device)
-        positions = (
-            torch.arange(n_positions) if delta.positions is None else delta.positions
-        ).to(total.device)
+        positions = (torch.arange(n_positions) if delta.positions is None else delta.positions).to(
+            total.device
+        )
         where = (
             index[:, None, None],
             torch.arange(total.shape[1], device=total.device)[None, :, None],

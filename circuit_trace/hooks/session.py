@@ -39,7 +39,9 @@ class Session:
     last pass that ran to the end of the stream.
     """
 
-    def __init__(self, anatomy: Anatomy, plans: tuple[Plan, ...] = (), *, reads: bool = True) -> None:
+    def __init__(
+        self, anatomy: Anatomy, plans: tuple[Plan, ...] = (), *, reads: bool = True
+    ) -> None:
         self.anatomy = anatomy
         self.plans = plans
         self.record: PassRecord | None = None

@@ -146,4 +146,6 @@ def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
     difference = (ours.float() - theirs.float()).norm()
-    return float(difference.detach() / theirs.float().norm().clamp_min(torch.finfo(torch.float32).tiny))
+    return float(
+        difference.detach() / theirs.float().norm().clamp_min(torch.finfo(torch.float32).tiny)
+    )

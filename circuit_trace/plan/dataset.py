@@ -22,8 +22,9 @@ def mean_outputs(
 ) -> tuple[tuple[SiteOutput, ...], int]:
     """The token-wise mean of each site's code over the prompts that the ablation asks for.
 
-    `run` records one batch. A tuple of two is a pair of clean and corrupt, a list is a batch. Every prompt counts alike, also where batches differ in size, and a single tensor is a dataset of one
-    batch.
+    `run` records one batch. A tuple of two is a pair of clean and corrupt, a list is a batch, and
+    a single tensor a dataset of one batch. Every prompt counts alike, also where batches differ
+    in size.
 
     Returns:
         A site's code `[1, seq, node, width]` each, and the number of positions.
@@ -39,7 +40,7 @@ def mean_outputs(
             f"{type(data).__name__}."
         )
     sums: list[Tensor] = []
-    weights: list[Tensor | None] = []
+    sites: Sequence[SiteOutput] = ()
     count = 0
     progress = tqdm(batches, desc=str(ablation), unit="batch", delay=BAR_AFTER_SECONDS, leave=False)
     for number, batch in enumerate(progress):
@@ -53,14 +54,14 @@ def mean_outputs(
                 )
             parts = [_sum(site.code) for site in sites]
             sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-            weights = [site.weight for site in sites]
-            dtypes = [site.code.dtype for site in sites]
             count += sites[0].code.shape[0]
     if not sums:
-        raise InputError(f"The dataset for the ablation {ablation} is empty: there is nothing to average.")
+        raise InputError(
+            f"The dataset for the ablation {ablation} is empty: there is nothing to average."
+        )
     return tuple(
-        SiteOutput((total / count).to(dtype), weight)
-        for total, weight, dtype in zip(sums, weights, dtypes, strict=True)
+        SiteOutput((total / count).to(site.code.dtype), site.weight)
+        for total, site in zip(sums, sites, strict=True)
     ), sums[0].shape[1]
 
 
@@ -90,6 +91,5 @@ def _pair(batch: Any) -> tuple[Any, Any] | None:
         return batch[0], batch[1]
     if isinstance(batch, Mapping) and {"clean", "corrupt"} <= set(batch):
         return batch["clean"], batch["corrupt"]
-    if hasattr(batch, "clean") and hasattr(batch, "corrupt"):
-        return batch.clean, batch.corrupt
-    return None
+    clean, corrupt = getattr(batch, "clean", None), getattr(batch, "corrupt", None)
+    return None if clean is None or corrupt is None else (clean, corrupt)

@@ -51,7 +51,9 @@ def masks_from_edges(graph: Graph, edges: EdgesArg) -> tuple[PruneScores, list[i
 def _check_value(spec: EdgeSpec, value: object) -> float | Tensor:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         if not torch.isfinite(value.detach()).item():
-            raise MaskError(f"The mask of the edge {spec!r} is {value.item()}: expected a finite number.")
+            raise MaskError(
+                f"The mask of the edge {spec!r} is {value.item()}: expected a finite number."
+            )
         return value.reshape(()) if value.requires_grad else float(value)
     if isinstance(value, Real) and float(value) - float(value) == 0:  # neither inf nor nan
         return float(value)
@@ -104,8 +106,10 @@ def check_scores(graph: Graph, scores: object, what: str) -> PruneScores:
         values = tensor if tensor.is_floating_point() else tensor.float()
         if not torch.isfinite(values.detach()).all():
             where = (~torch.isfinite(values.detach())).flatten().nonzero()[0].item()
-            raise MaskError(f"{what} of {name!r} hold {_edge_of(graph, name, int(where))} = "
-                            f"{values.flatten()[int(where)].item()}: expected finite numbers.")
+            raise MaskError(
+                f"{what} of {name!r} hold {_edge_of(graph, name, int(where))} = "
+                f"{values.flatten()[int(where)].item()}: expected finite numbers."
+            )
         checked[name] = values
     return checked
 

@@ -130,9 +130,13 @@ class SourceOutputs(Mapping[str, Tensor]):
 
     def stack(self) -> Float[Tensor, "n_srcs batch seq d_model"]:
         """All sources in one tensor, in source order."""
-        return torch.cat([self._full(site.project(range(site.code.shape[2]))) for site in self.sites])
+        return torch.cat(
+            [self._full(site.project(range(site.code.shape[2]))) for site in self.sites]
+        )
 
-    def vectors(self, srcs: Sequence[SrcNode], batch_idx: int) -> Float[Tensor, "source seq d_model"]:
+    def vectors(
+        self, srcs: Sequence[SrcNode], batch_idx: int
+    ) -> Float[Tensor, "source seq d_model"]:
         """What some sources wrote for one element of the batch, computed for that element alone."""
         first = self.sites[0]
         out = first.code.new_empty((len(srcs), self.seq, first.d_model))

@@ -97,13 +97,13 @@ class _Vectors:
         squares = self._edgewise(other, at, lambda mine, theirs: (mine - theirs).square().sum(-1))
         return squares.sqrt()
 
-    def _pick(self, table: Tensor, over_positions) -> Tensor:  # noqa: ANN001
+    def _pick(self, table: Tensor, over_positions) -> Tensor:
         """`table[source, position]` per edge, or its summary over positions where there is none."""
         whole = self.position < 0
         found = table[self.source, self.position]
         return torch.where(whole, over_positions(table)[self.source], found)
 
-    def _edgewise(self, other: _Vectors, at: Tensor, combine) -> Tensor:  # noqa: ANN001
+    def _edgewise(self, other: _Vectors, at: Tensor, combine) -> Tensor:
         """Combine the two vectors of each pair (source here, source there) once."""
         pairs = torch.stack([self.source[at], other.source])
         unique, of_edge = torch.unique(pairs, dim=1, return_inverse=True)

@@ -68,7 +68,9 @@ class Trace:
         """The mask of every edge, 0 where it carried the current output, in `PruneScores` form."""
         total = Plan(self.graph, {}).full_masks()
         for plan in self.plans:
-            total.update({name: total[name] + mask.detach().cpu() for name, mask in plan.masks.items()})
+            total.update(
+                {name: total[name] + mask.detach().cpu() for name, mask in plan.masks.items()}
+            )
         return total
 
     @cached_property
@@ -152,7 +154,9 @@ class Trace:
 
     def __repr__(self) -> str:
         patched = f"{len(self.edges):,} edges patched" if self.patched else "nothing patched"
-        return f"<Trace: batch {self.batch}, seq {self.seq}, {len(self.current)} sources, {patched}>"
+        return (
+            f"<Trace: batch {self.batch}, seq {self.seq}, {len(self.current)} sources, {patched}>"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

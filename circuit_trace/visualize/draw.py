@@ -147,7 +147,9 @@ def net_viz(
     _check_options(score_threshold, orientation)
     bottom, top = vert_interval
     if not 0 <= bottom < top <= 1:
-        raise FigureError(f"vert_interval must be (bottom, top) with 0 ≤ bottom < top ≤ 1; got {vert_interval}.")
+        raise FigureError(
+            f"vert_interval must be (bottom, top) with 0 ≤ bottom < top ≤ 1; got {vert_interval}."
+        )
     graph, trace = _source(model, prune_scores)
     if prune_scores is None:
         assert trace is not None
@@ -156,7 +158,9 @@ def net_viz(
     else:
         drawn = score_edges(graph, prune_scores, score_threshold)
     wanted = {graph.number(edge) for edge in seq_edges if edge.seq_idx == seq_idx}
-    chosen = [one for one in drawn if graph.number(one.edge) in wanted and one.edge.seq_idx == seq_idx]
+    chosen = [
+        one for one in drawn if graph.number(one.edge) in wanted and one.edge.seq_idx == seq_idx
+    ]
     panel = lone_panel(
         graph,
         chosen,
@@ -174,8 +178,10 @@ def _check_options(score_threshold: float, orientation: str) -> None:
         raise FigureError(
             f"orientation must be 'h' (left to right) or 'v' (top to bottom); got {orientation!r}."
         )
-    if isinstance(score_threshold, bool) or not isinstance(score_threshold, int | float) or not (
-        score_threshold >= 0
+    if (
+        isinstance(score_threshold, bool)
+        or not isinstance(score_threshold, int | float)
+        or not (score_threshold >= 0)
     ):
         raise FigureError(f"score_threshold must be a number, 0 or more; got {score_threshold!r}.")
 

@@ -15,7 +15,9 @@ N_VALUES = 4
 """How many values of a vector a label shows."""
 
 ALPHA = 0.42
-PATCHED = f"rgba(213, 94, 0, {ALPHA})"  # vermilion, from the colour-blind safe palette of Okabe & Ito
+PATCHED = (
+    f"rgba(213, 94, 0, {ALPHA})"  # vermilion, from the colour-blind safe palette of Okabe & Ito
+)
 BETWEEN = f"rgba(230, 159, 0, {ALPHA})"  # orange
 CURRENT = f"rgba(110, 110, 110, {ALPHA})"
 POSITIVE = f"rgba(0, 90, 200, {ALPHA})"  # blue
@@ -83,8 +85,10 @@ def label_live(trace: Trace, edges: list[Edge], batch_idx: int) -> list[DrawnEdg
     numbers = edge_numbers(trace, edges, batch_idx, N_VALUES)
     current, patched = numbers.current_values, numbers.patched_values
     mask = numbers.mask[:, None]
-    received = current if patched is None else torch.where(
-        mask == 0, current, (1 - mask) * current + mask * patched
+    received = (
+        current
+        if patched is None
+        else torch.where(mask == 0, current, (1 - mask) * current + mask * patched)
     )
     width = trace.current.sites[0].d_model
     drawn = []

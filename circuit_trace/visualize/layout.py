@@ -63,7 +63,9 @@ def plotly_padding(
     theirs = plotly_columns(len(columns), flows)
     most = max(len(column) for column in theirs)
     limit = LARGEST_PADDING * breadth / (most - 1) if most > 1 else 0.0
-    ours = [[node for node, own in enumerate(columns) if own == one] for one in sorted(set(columns))]
+    ours = [
+        [node for node, own in enumerate(columns) if own == one] for one in sorted(set(columns))
+    ]
     wanted = min(
         max(breadth - (len(column) - 1) * gap, breadth / 3) / sum(values[n] for n in column)
         for column in ours

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cmp_to_key
+from typing import Any
 
 RELAXATIONS = 50
 LARGEST_PADDING = 2 / 3
@@ -128,13 +129,12 @@ class _Layout:
             tuple(tuple(node.into) for node in self.nodes),
         )
 
-    def _order(self, end: Callable[[Flow], int]) -> Callable[[int], object]:
+    def _order(self, end: Callable[[Flow], int]) -> Callable[[int], Any]:
         """Sort links by where their far node begins, then by number."""
 
-        def compare(one: int, other: int) -> float:
-            tops = self.nodes[end(self.flows[one])].top, self.nodes[end(self.flows[other])].top
-            difference = tops[0] - tops[1]
-            return difference if difference == difference and difference != 0 else one - other
+        def compare(one: int, other: int) -> int:
+            top, other_top = (self.nodes[end(self.flows[number])].top for number in (one, other))
+            return -1 if top < other_top else 1 if top > other_top else one - other
 
         return cmp_to_key(compare)
 
@@ -170,7 +170,9 @@ class _Layout:
         """Where a link's near node would begin if the link ran level, as d3-sankey sees it."""
         source, target = self.nodes[flow.source], self.nodes[flow.target]
         far = target if leftwards else source
-        far_links, near_links = (target.into, source.out) if leftwards else (source.out, target.into)
+        far_links, near_links = (
+            (target.into, source.out) if leftwards else (source.out, target.into)
+        )
         near_index = flow.source if leftwards else flow.target
         far_index = flow.target if leftwards else flow.source
 

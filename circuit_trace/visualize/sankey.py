@@ -79,7 +79,12 @@ def figure(diagram: Diagram) -> go.Figure:
         paper_bgcolor="white",
         font={"family": FONT, "size": NAME_SIZE, "color": INK},
         hoverlabel={"align": "left", "font": {"family": "monospace", "size": NAME_SIZE}},
-        annotations=[*_titles(diagram), *_names(diagram), *_short_labels(diagram), *_words(diagram)],
+        annotations=[
+            *_titles(diagram),
+            *_names(diagram),
+            *_short_labels(diagram),
+            *_words(diagram),
+        ],
     )
     # Names are drawn as annotations above their nodes: Plotly would write them over the links.
     traces = [sankey(panel, diagram.orientation, names=False) for panel in diagram.panels]
@@ -87,7 +92,15 @@ def figure(diagram: Diagram) -> go.Figure:
 
 
 def _annotation(x: float, y: float, text: str, **more: Any) -> dict[str, Any]:
-    return {"x": x, "y": y, "text": text, "xref": "paper", "yref": "paper", "showarrow": False, **more}
+    return {
+        "x": x,
+        "y": y,
+        "text": text,
+        "xref": "paper",
+        "yref": "paper",
+        "showarrow": False,
+        **more,
+    }
 
 
 def _in_panel(diagram: Diagram, panel: Panel, at: Point, text: str, **more: Any) -> dict[str, Any]:
@@ -137,17 +150,16 @@ def _short_labels(diagram: Diagram) -> list[dict[str, Any]]:
 def _words(diagram: Diagram) -> list[dict[str, Any]]:
     """The note above and the legend below."""
     links = {link.color for panel in diagram.panels for link in panel.links}
-    kinds = {
-        kind: NODE_NAMES[kind]
-        for kind in NODE_COLORS
-        if any(node.kind == kind for panel in diagram.panels for node in panel.nodes)
-    }
+    kinds = {node.kind for panel in diagram.panels for node in panel.nodes}
     marks = [(color, name) for color, name in diagram.legend if color in links]
-    marks += [(NODE_COLORS[kind], name) for kind, name in kinds.items()]
-    legend = "   ".join(f"<span style='color: {_opaque(color)}'>■</span> {name}" for color, name in marks)
+    marks += [(color, NODE_NAMES[kind]) for kind, color in NODE_COLORS.items() if kind in kinds]
+    legend = "   ".join(
+        f"<span style='color: {_opaque(color)}'>■</span> {name}" for color, name in marks
+    )
     words = [
-        _annotation(0, 0, text, xanchor="left", yanchor="top", yshift=shift, align="left",
-                    font={"size": 11})
+        _annotation(
+            0, 0, text, xanchor="left", yanchor="top", yshift=shift, align="left", font={"size": 11}
+        )
         for text, shift in ((legend, -14), (diagram.note, -32))
         if text
     ]

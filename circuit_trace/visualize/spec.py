@@ -154,7 +154,9 @@ def build_diagram(
     for one in drawn:
         by_position.setdefault(one.edge.seq_idx, []).append(one)
     order = sorted(by_position, key=lambda position: -1 if position is None else position)
-    contents = [_content(graph, position, by_position[position], layer_spacing) for position in order]
+    contents = [
+        _content(graph, position, by_position[position], layer_spacing) for position in order
+    ]
     length = COLUMN_STEP[orientation] * (max((c.n_columns for c in contents), default=1) - 1)
     per_weight = _pixels_per_weight(contents, orientation)
     if orientation == "h":
@@ -170,7 +172,9 @@ def build_diagram(
     else:
         scales = [per_weight] * len(contents)
         lengths = [float(COLUMN_STEP["v"] * max(c.n_columns - 1, 1)) for c in contents]
-        placed = [_placed(c, long, per_weight, "v") for c, long in zip(contents, lengths, strict=True)]
+        placed = [
+            _placed(c, long, per_weight, "v") for c, long in zip(contents, lengths, strict=True)
+        ]
         rooms = [long + NAME_SIZE for long in lengths]
         width = max([one.breadth for one in placed] + [NARROWEST])
         shares = [room / c.weight for room, c in zip(rooms, contents, strict=True) if c.weight]

@@ -1,0 +1,110 @@
+"""The command line: `circuit-trace demo` does the main job once, on the bundled or any model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from circuit_trace.errors import CircuitTraceError
+
+EPILOG = """\
+examples:
+  circuit-trace demo                     the bundled model, offline
+  circuit-trace demo --top 8 --out pics  the eight strongest edges, into pics/
+  circuit-trace demo --model gpt2        any TransformerLens model (needs a network)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0, or 1 with a one-line message where something does not fit."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except CircuitTraceError as error:
+        print(f"circuit-trace: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("circuit-trace: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="circuit-trace",
+        description="See what flows along the edges of a transformer while it runs patched.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"circuit-trace {version('circuit-trace')}"
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="find, patch and draw the edges that move a name to the end of a sentence",
+        description=(
+            "Trace a clean prompt against one with the names swapped: patch each edge alone, "
+            "measure the change of the logit difference between the two answers, patch the "
+            "strongest edges together, and write their per-token circuit as circuit.html and "
+            "circuit.png."
+        ),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    demo.add_argument("--model", default="bundled", help="'bundled' or a TransformerLens name")
+    demo.add_argument("--clean", help="the prompt that is run")
+    demo.add_argument("--corrupt", help="the prompt that is patched in, as many tokens long")
+    demo.add_argument(
+        "--answers", nargs=2, metavar=("RIGHT", "WRONG"), help="the next token of each prompt"
+    )
+    demo.add_argument("--top", type=_count, default=16, help="edges to patch together (default 16)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder to write to (default out)"
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text!r}")
+    return value
+
+
+def _demo(options: argparse.Namespace) -> int:
+    # Imported here so that --help answers at once.
+    from circuit_trace.demo.main_job import run_demo
+    from circuit_trace.demo.prompts import BUNDLED, PRETRAINED, Prompts
+    from circuit_trace.integrations.models import (  # pyright: ignore[reportMissingImports]
+        load_model,
+    )
+
+    usual = BUNDLED if options.model == "bundled" else PRETRAINED
+    answers = tuple(options.answers) if options.answers else usual.answers
+    prompts = Prompts(options.clean or usual.clean, options.corrupt or usual.corrupt, answers)
+    model = load_model(options.model)
+    report = run_demo(
+        model, prompts, n_edges=options.top, folder=options.out, bar=sys.stderr.isatty()
+    )
+
+    print(f"model    {options.model} ({type(model).__name__})")
+    print(f"clean    {prompts.clean}  [{prompts.answers[0].strip()}]")
+    print(f"corrupt  {prompts.corrupt}  [{prompts.answers[1].strip()}]\n")
+    shown = report.table.rename(columns={"seq_idx": "position"})
+    columns = ["edge", "position", "token", "current_norm", "patched_norm", "cosine", "effect"]
+    print(shown[columns].round(2).to_string(index=False))
+    clean, corrupt, patched = (report.differences[k] for k in ("clean", "corrupt", "patched"))
+    right, wrong = (answer.strip() for answer in prompts.answers)
+    print(
+        f"\nlogit difference {right} − {wrong}: clean {clean:+.2f}, corrupt {corrupt:+.2f}; with "
+        f"these {len(report.table)} edges patched {patched:+.2f}\n"
+        f"effect: its change when the edge is patched alone ({report.n_passes} passes)\n"
+    )
+    print(f"wrote {report.html}" + (f" and {report.png}" if report.png else ""))
+    if report.no_png:
+        print(f"no PNG: {report.no_png}")
+    return 0
