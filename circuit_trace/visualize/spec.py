@@ -154,45 +154,59 @@ def build_diagram(
     for one in drawn:
         by_position.setdefault(one.edge.seq_idx, []).append(one)
     order = sorted(by_position, key=lambda position: -1 if position is None else position)
-    contents = [
-        _content(graph, position, by_position[position], layer_spacing) for position in order
-    ]
-    length = COLUMN_STEP[orientation] * (max((c.n_columns for c in contents), default=1) - 1)
-    per_weight = _pixels_per_weight(contents, orientation)
-    if orientation == "h":
-        length = max(length, NARROWEST)
-        heights = [per_weight * content.weight for content in contents]
-        scales = [
-            height / content.total if content.total else 0.0
-            for content, height in zip(contents, heights, strict=True)
-        ]
-        placed = [_placed(c, length, scale, "h") for c, scale in zip(contents, scales, strict=True)]
-        rooms = [max(one.breadth, SMALLEST_PANEL) for one in placed]
-        width = float(length)
-    else:
-        scales = [per_weight] * len(contents)
-        lengths = [float(COLUMN_STEP["v"] * max(c.n_columns - 1, 1)) for c in contents]
-        placed = [
-            _placed(c, long, per_weight, "v") for c, long in zip(contents, lengths, strict=True)
-        ]
-        rooms = [long + NAME_SIZE for long in lengths]
-        width = max([one.breadth for one in placed] + [NARROWEST])
-        shares = [room / c.weight for room, c in zip(rooms, contents, strict=True) if c.weight]
-        heights = [min(shares) * c.weight if c.weight else 0.0 for c in contents]
-    rooms = [room if c.drawn else EMPTY_PANEL for room, c in zip(rooms, contents, strict=True)]
-    plot_height = sum(rooms) + PANEL_GAP * max(len(rooms) - 1, 0) or SMALLEST_PANEL
+    depths = _depths(graph, drawn, layer_spacing)
+    contents = [_content(position, by_position[position], depths) for position in order]
+    arrange = _arrange_across if orientation == "h" else _arrange_down
+    width, slots = arrange(contents, float(COLUMN_STEP[orientation] * max(len(depths) - 1, 1)))
+    plot_height = sum(slot.room for slot in slots) + PANEL_GAP * max(len(slots) - 1, 0)
+    plot_height = plot_height or SMALLEST_PANEL
     panels, top = [], 0.0
-    for content, one, scale, height, room in zip(
-        contents, placed, scales, heights, rooms, strict=True
-    ):
-        height = height or room
-        breadth = content.total * scale if orientation == "v" and content.drawn else width
-        area = _Area(width, plot_height, top, room, breadth, height)
+    for content, slot in zip(contents, slots, strict=True):
         title = _title(content.seq_idx, titles)
-        panels.append(_panel(content, one, area, title, 0.0, orientation))
-        top += room + PANEL_GAP
+        area = _Area(width, plot_height, top, slot.room, *slot.domain)
+        panels.append(_panel(content, slot.placed, area, title, 0.0, orientation))
+        top += slot.room + PANEL_GAP
     left = LABEL_MARGIN if any(panel.title for panel in panels) else SIDE_MARGIN
     return Diagram(tuple(panels), orientation, width, plot_height, left, note, legend)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where one position's edges go: the room it takes from top to bottom, and its domain's size."""
+
+    placed: Placed
+    room: float
+    domain: tuple[float, float]
+
+
+def _arrange_across(contents: Sequence[_Content], length: float) -> tuple[float, list[_Slot]]:
+    """Panels whose flow runs from left to right: widths of links follow from a domain's height."""
+    width = max(length, NARROWEST)
+    per_weight = _pixels_per_weight(contents, "h")
+    slots = []
+    for content in contents:
+        height = per_weight * content.weight
+        placed = _placed(content, width, height / content.total if content.drawn else 0.0, "h")
+        room = max(placed.breadth, SMALLEST_PANEL) if content.drawn else EMPTY_PANEL
+        slots.append(_Slot(placed, room, (width, height or room)))
+    return width, slots
+
+
+def _arrange_down(contents: Sequence[_Content], length: float) -> tuple[float, list[_Slot]]:
+    """Panels whose flow runs down: widths of links follow from a domain's width."""
+    scale = _pixels_per_weight(contents, "v")
+    placed = [_placed(content, length, scale, "v") for content in contents]
+    width = max([one.breadth for one in placed] + [NARROWEST])
+    heaviest = max((content.weight for content in contents), default=0.0)
+    slots = []
+    for content, one in zip(contents, placed, strict=True):
+        if content.drawn:
+            room = length + NAME_SIZE
+            domain = (content.total * scale, room * content.weight / heaviest)
+            slots.append(_Slot(one, room, domain))
+        else:
+            slots.append(_Slot(one, EMPTY_PANEL, (width, EMPTY_PANEL)))
+    return width, slots
 
 
 def lone_panel(
@@ -206,7 +220,7 @@ def lone_panel(
     orientation: Orientation,
 ) -> Panel:
     """Lay the edges of one position out so that they fill a domain of `size` pixels."""
-    content = _content(graph, seq_idx, drawn, layer_spacing)
+    content = _content(seq_idx, drawn, _depths(graph, drawn, layer_spacing))
     width, height = size
     length, breadth = (width, height) if orientation == "h" else (height, width)
     gap = float(NODE_GAP["h"])
@@ -239,12 +253,15 @@ class _Area:
     domain_height: float
 
 
-def _content(
-    graph: Graph, seq_idx: int | None, drawn: Sequence[DrawnEdge], layer_spacing: bool
-) -> _Content:
+def _depths(graph: Graph, drawn: Sequence[DrawnEdge], layer_spacing: bool) -> Sequence[int]:
+    """The places along the flow that get a column, the same in all panels of a figure."""
+    if layer_spacing:
+        return range(max(dest.depth for dest in graph.dests) + 1)
+    return sorted({depth for _, depth in _units(drawn).values()})
+
+
+def _content(seq_idx: int | None, drawn: Sequence[DrawnEdge], depths: Sequence[int]) -> _Content:
     units = _units(drawn)
-    used = sorted({depth for _, depth in units.values()})
-    depths = range(max(dest.depth for dest in graph.dests) + 1) if layer_spacing else used
     column = {depth: number for number, depth in enumerate(depths)}
     index = {name: number for number, name in enumerate(units)}
     thin = HAIRLINE * max((abs(one.weight) for one in drawn), default=1.0) or HAIRLINE
