@@ -122,8 +122,13 @@ class _Content:
     n_columns: int
     flows: list[Flow]
 
+    def length(self, orientation: Orientation) -> float:
+        """Pixels along the flow."""
+        return float(COLUMN_STEP[orientation] * max(self.n_columns - 1, 1))
+
     @property
     def weight(self) -> float:
+        """The widths of all its links together."""
         return sum(flow.value for flow in self.flows)
 
     @property
@@ -154,10 +159,14 @@ def build_diagram(
     for one in drawn:
         by_position.setdefault(one.edge.seq_idx, []).append(one)
     order = sorted(by_position, key=lambda position: -1 if position is None else position)
-    depths = _depths(graph, drawn, layer_spacing)
-    contents = [_content(position, by_position[position], depths) for position in order]
-    arrange = _arrange_across if orientation == "h" else _arrange_down
-    width, slots = arrange(contents, float(COLUMN_STEP[orientation] * max(len(depths) - 1, 1)))
+    # Panels one above the other share their columns where the flow runs across, so that a node
+    # stands at one place in all of them.
+    contents = []
+    for position in order:
+        shared = drawn if orientation == "h" else by_position[position]
+        depths = _depths(graph, shared, layer_spacing)
+        contents.append(_content(position, by_position[position], depths))
+    width, slots = (_arrange_across if orientation == "h" else _arrange_down)(contents)
     plot_height = sum(slot.room for slot in slots) + PANEL_GAP * max(len(slots) - 1, 0)
     plot_height = plot_height or SMALLEST_PANEL
     panels, top = [], 0.0
@@ -179,9 +188,9 @@ class _Slot:
     domain: tuple[float, float]
 
 
-def _arrange_across(contents: Sequence[_Content], length: float) -> tuple[float, list[_Slot]]:
+def _arrange_across(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
     """Panels whose flow runs from left to right: widths of links follow from a domain's height."""
-    width = max(length, NARROWEST)
+    width = max([content.length("h") for content in contents] + [float(NARROWEST)])
     per_weight = _pixels_per_weight(contents, "h")
     slots = []
     for content in contents:
@@ -192,17 +201,20 @@ def _arrange_across(contents: Sequence[_Content], length: float) -> tuple[float,
     return width, slots
 
 
-def _arrange_down(contents: Sequence[_Content], length: float) -> tuple[float, list[_Slot]]:
+def _arrange_down(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
     """Panels whose flow runs down: widths of links follow from a domain's width."""
     scale = _pixels_per_weight(contents, "v")
-    placed = [_placed(content, length, scale, "v") for content in contents]
-    width = max([one.breadth for one in placed] + [NARROWEST])
-    heaviest = max((content.weight for content in contents), default=0.0)
+    placed = [_placed(content, content.length("v"), scale, "v") for content in contents]
+    width = max([one.breadth for one in placed] + [float(NARROWEST)])
+    rooms = [content.length("v") + NAME_SIZE for content in contents]
+    per_weight = min(
+        (room / one.weight for room, one in zip(rooms, contents, strict=True) if one.drawn),
+        default=0.0,
+    )
     slots = []
-    for content, one in zip(contents, placed, strict=True):
+    for content, one, room in zip(contents, placed, rooms, strict=True):
         if content.drawn:
-            room = length + NAME_SIZE
-            domain = (content.total * scale, room * content.weight / heaviest)
+            domain = (content.total * scale, content.weight * per_weight)
             slots.append(_Slot(one, room, domain))
         else:
             slots.append(_Slot(one, EMPTY_PANEL, (width, EMPTY_PANEL)))
