@@ -8,12 +8,14 @@ that a reader would expect (a `ValueError` for a bad value, a `TypeError` for a 
 class CircuitTraceError(Exception):
     """Anything this library refuses to do, with the reason."""
 
+    __str__ = Exception.__str__  # a KeyError would show its message quoted
+
 
 class AnatomyError(CircuitTraceError, TypeError):
     """A model whose computation this library cannot reproduce."""
 
 
-class EdgeError(CircuitTraceError, ValueError):
+class EdgeError(CircuitTraceError, KeyError, ValueError):
     """An edge or a node that the model's graph does not have."""
 
 

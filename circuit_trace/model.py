@@ -199,11 +199,7 @@ class PatchableModel:
         Raises:
             InputError: Data of the wrong kind, empty, or batches of unequal length.
         """
-        if not isinstance(ablation, AblationType):
-            raise InputError(
-                f"ablation must be an AblationType ({', '.join(a.name for a in AblationType)}); "
-                f"got {ablation!r}."
-            )
+        _check_ablation(ablation)
         if ablation.mean_over_dataset:
             sites, seq = mean_outputs(lambda batch: self._record(batch).outputs, data, ablation)
             return SourceOutputs(self.srcs, sites, 1, seq, ablation)
@@ -247,7 +243,7 @@ class PatchableModel:
         plan = make_plan(self.graph, patched, edges, masks)
         outer = self._sessions[-1] if self._sessions else None
         below = tuple(one.without(plan) for one in outer.plans) if outer else ()
-        session = Session(self.anatomy, (*below, plan))
+        session = Session(self.wrapped_model, self.anatomy, (*below, plan))
         if outer:
             outer.detach()
         self._sessions.append(session)
@@ -300,6 +296,7 @@ class PatchableModel:
             raise InputError(
                 "Give either corrupt= or patched=, not both: each says what is patched in."
             )
+        _check_ablation(ablation)
         clean = self._to_tokens(tokens)
         with torch.no_grad():
             if patched is None:
@@ -361,7 +358,7 @@ class PatchableModel:
     def _record(self, data: Any) -> PassRecord:
         """Run one batch outside every open patch and return its record."""
         batch = self._to_tokens(data)
-        session = Session(self.anatomy, reads=False)
+        session = Session(self.wrapped_model, self.anatomy, reads=False)
         outer = self._sessions[-1] if self._sessions else None
         if outer:
             outer.detach()
@@ -385,7 +382,7 @@ class PatchableModel:
         if record is None or record is self._last_record:
             return
         batch, seq = record.outputs[0].code.shape[:2]
-        plans = tuple(_fitted(plan, batch, seq) for plan in session.plans)
+        plans = tuple(_fitted(plan, batch, seq) for plan in record.plans)
         self._last_record = record
         self._last_trace = Trace(
             graph=self.graph,
@@ -408,6 +405,14 @@ class PatchableModel:
 
 def _fitted(plan: Plan, batch: int, seq: int) -> Plan:
     return replace(plan, patched=plan.patched.fitted(batch, seq)) if plan.patched else plan
+
+
+def _check_ablation(ablation: object) -> None:
+    if not isinstance(ablation, AblationType):
+        raise InputError(
+            f"ablation must be an AblationType ({', '.join(a.name for a in AblationType)}); "
+            f"got {ablation!r}."
+        )
 
 
 def _check_same_shape(clean: Any, corrupt: Any) -> None:

@@ -150,7 +150,7 @@ class _Builder:
         self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int, n_sources: int
     ) -> list[DestSite]:
         cfg = self.model.cfg
-        norm = partial(self.norm, block.ln1)
+        norm = self._norm_before_attention(block)
         readers = {
             letter: Reader(
                 self._hook(hooks, f"blocks.{layer}.attn.hook_{letter.lower()}"),
@@ -187,6 +187,10 @@ class _Builder:
             sites.append(DestSite(module, names, units, readers=(reader,), **common))
         return sites
 
+    def _norm_before_attention(self, block: Any) -> Norm:
+        """The block's first norm, whichever module it is when called."""
+        return lambda x: self.norm(block.ln1, x)
+
     def _mlp_input(
         self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int, n_sources: int
     ) -> DestSite:
@@ -196,7 +200,7 @@ class _Builder:
             reader = Reader(stream)
         else:  # the MLP reads what ln1 made for attention, as in GPT-J
             stream = self._hook(hooks, f"blocks.{layer}.hook_resid_pre")
-            norm = partial(self.norm, block.ln1)
+            norm = self._norm_before_attention(block)
             reader = Reader(Point(block.mlp, "input"), lambda x, _heads: norm(x))
         return DestSite(
             module_name=f"blocks.{layer}.hook_mlp_in",

@@ -82,7 +82,8 @@ class Graph:
             EdgeError: The name is malformed, a node is unknown (the nearest names are given), the
                 source does not stand before the destination, or the position is outside.
         """
-        src_name, arrow, dest_name = (part.strip() for part in name.partition(ARROW))
+        parts = name.partition(ARROW) if isinstance(name, str) else ("", "", "")
+        src_name, arrow, dest_name = (part.strip() for part in parts)
         if not arrow or not src_name or not dest_name or ARROW in dest_name:
             raise EdgeError(
                 f"Cannot read the edge {name!r}: expected 'source->destination', for example "

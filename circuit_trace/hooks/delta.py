@@ -62,16 +62,23 @@ class PlanDeltas:
         assert plan.patched is not None
         self.patched = plan.patched
         self.seq_len = plan.graph.seq_len
-        modules = plan.graph.module_by_name
+        self.plan = plan
         self.rows = _needed_sources(plan)
         self.slots_of_site: dict[int, list[int]] = {}
         for row in self.rows:
             src = plan.graph.srcs[row]
             self.slots_of_site.setdefault(src.site, []).append(src.slot)
-        self.masks = {
-            name: _compress(modules[name], mask, self.rows) for name, mask in plan.masks.items()
-        }
+        self.masks = {name: self._compressed(name) for name in plan.masks}
         self.entries = {name: mask.entries() for name, mask in self.masks.items()}
+
+    def mask(self, module: str) -> ModuleMask | None:
+        """A module's mask; one that learns is read anew, since it may change between passes."""
+        mask = self.masks.get(module)
+        return self._compressed(module) if mask and mask.weights.requires_grad else mask
+
+    def _compressed(self, module: str) -> ModuleMask:
+        plan = self.plan
+        return _compress(plan.graph.module_by_name[module], plan.masks[module], self.rows)
 
 
 def _columns(module: DestModule, mask: Tensor) -> Tensor:
@@ -119,23 +126,28 @@ class PassDeltas:
         slots = self.plan.slots_of_site.get(site)
         if slots is None:
             return
-        patched = self.plan.patched.sites[site].code.to(current.code)
-        difference = patched - current.code
+        patched = self.plan.patched.sites[site]
+        if not patched.shares_weight(current):  # outputs of another model, or of other weights
+            change = patched.project(slots).to(current.code) - current.project(slots)
+            difference, weight = change.permute(1, 2, 0, 3), None
+            slots = list(range(len(slots)))
+        else:
+            difference, weight = patched.code.to(current.code) - current.code, current.weight
         if torch.is_grad_enabled():
             # Autograd cannot follow writes into one buffer that later products have saved.
-            self.blocks.append(project(difference, current.weight, slots))
+            self.blocks.append(project(difference, weight, slots))
             return
         batch, seq = difference.shape[:2]
         if self.buffer is None:
             shape = (len(self.plan.rows), batch, seq, current.d_model)
             self.buffer = torch.empty(shape, dtype=difference.dtype, device=difference.device)
         rows = slice(self.n_filled, self.n_filled + len(slots))
-        project(difference, current.weight, slots, out=self.buffer[rows])
+        project(difference, weight, slots, out=self.buffer[rows])
         self.n_filled += len(slots)
 
     def at(self, module: str) -> Delta | None:
         """The change of what a module's heads read, None where nothing is patched there."""
-        mask = self.plan.masks.get(module)
+        mask = self.plan.mask(module)
         if mask is None:
             return None
         n_rows = mask.weights.shape[-1]

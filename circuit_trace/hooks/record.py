@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuit_trace.plan import SiteOutput
+from circuit_trace.plan import Plan, SiteOutput
 
 N_DIRECTIONS = 8
 """A destination's input is kept as its products with so many fixed random directions: enough to
@@ -48,9 +48,11 @@ class Read:
 
 @dataclass(eq=False)
 class PassRecord:
-    """The sources' outputs, the destinations' inputs (sketched), tokens and logits of one pass."""
+    """The sources' outputs, the destinations' inputs (sketched), tokens and logits of one pass,
+    and the plans with the values that their masks had in it."""
 
     tokens: Tensor | None
+    plans: tuple[Plan, ...] = ()
     outputs: list[SiteOutput] = field(default_factory=list)
     biases: list[Tensor | None] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)

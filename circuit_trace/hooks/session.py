@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
@@ -23,11 +23,14 @@ Key = tuple[int, str]
 class _Pass:
     """A forward pass under way: its record so far, and what the patches still need of it."""
 
-    def __init__(self, tokens: Tensor | None, plans: list[PlanDeltas]) -> None:
-        self.record = PassRecord(tokens)
-        self.deltas = [PassDeltas(plan) for plan in plans]
+    def __init__(
+        self, tokens: Tensor | None, plans: tuple[Plan, ...], ready: list[PlanDeltas]
+    ) -> None:
+        self.record = PassRecord(tokens, tuple(plan.snapshot() for plan in plans))
+        self.deltas = [PassDeltas(plan) for plan in ready]
         self.streams: dict[Key, Tensor] = {}
         self.ready: dict[str, Delta | None] = {}
+        self.patched: set[Key] = set()
 
 
 class Session:
@@ -40,8 +43,14 @@ class Session:
     """
 
     def __init__(
-        self, anatomy: Anatomy, plans: tuple[Plan, ...] = (), *, reads: bool = True
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        plans: tuple[Plan, ...] = (),
+        *,
+        reads: bool = True,
     ) -> None:
+        self.model = model
         self.anatomy = anatomy
         self.plans = plans
         self.record: PassRecord | None = None
@@ -52,6 +61,7 @@ class Session:
         self._record_handles: list[RemovableHandle] = []
         self._patch_handles: list[RemovableHandle] = []
         self._tokens: Tensor | None = None
+        self._whole: PassRecord | None = None
         self._pass: _Pass | None = None
         self._plan_recorders()
 
@@ -68,6 +78,7 @@ class Session:
                 handle = attach(self.anatomy.tokens, self._tokens_came)
                 self._patch_handles.append(handle)
             self._patch_handles.append(attach(self.anatomy.logits, self._logits_came))
+            self._patch_handles.append(self.model.register_forward_hook(self._pass_ended))
         except BaseException:
             self.detach()
             raise
@@ -97,9 +108,9 @@ class Session:
         """Attach the recording hooks behind every hook that is on the model now."""
         for handle in self._record_handles:
             handle.remove()
-        self._record_handles = [
-            attach(point, _each(callbacks)) for point, callbacks in self._recorders.values()
-        ]
+        self._record_handles = []
+        for point, callbacks in self._recorders.values():
+            self._record_handles.append(attach(point, _each(callbacks)))
 
     def _tokens_came(self, tokens: Tensor) -> None:
         self._tokens = tokens.detach().clone()
@@ -112,7 +123,7 @@ class Session:
             for plan in self._deltas:
                 plan.patched.fitted(*code.shape[:2])
                 _check_positions(plan, code.shape[1])
-            self._pass = _Pass(self._tokens, self._deltas)
+            self._pass = _Pass(self._tokens, self.plans, self._deltas)
             self._tokens = None
         if self._pass is None or len(self._pass.record.outputs) != number:
             raise InputError(
@@ -140,12 +151,28 @@ class Session:
             is_changed = any(reader.project is None for dest in dests for reader in dest.readers)
             self._pass.record.reads.append(Read(numbers, sketch(tensor), is_changed))
         if numbers[-1] == len(self.anatomy.dests) - 1:
-            self.record = self._pass.record
-            self._pass = None
+            self._check_all_patched(self._pass)
+            self._whole, self._pass = self._pass.record, None
 
     def _logits_came(self, tensor: Tensor) -> None:
-        if self.record is not None and self.record.logits is None:
-            self.record.logits = self.anatomy.finish_logits(tensor).detach()
+        if self._whole is not None:
+            self._whole.logits = self.anatomy.finish_logits(tensor).detach()
+            self._pass_ended()
+
+    def _pass_ended(self, *_: object) -> None:
+        """A record counts when the stream has ended and nothing failed after it."""
+        if self._whole is not None:
+            self.record, self._whole = self._whole, None
+
+    def _check_all_patched(self, one: _Pass) -> None:
+        for dest in self.anatomy.dests:
+            points = {_key(reader.point) for reader in dest.readers}
+            if dest.module_name in self._touched and not points <= one.patched:
+                raise InputError(
+                    f"The input of {dest.names[0]!r} was to be patched, but that part of the model "
+                    "did not run. If the model was rebuilt after it was wrapped (weights folded, "
+                    "modules replaced), wrap it again."
+                )
 
     def _patch(self, dest: DestSite, reader: Reader, tensor: Tensor) -> Tensor | None:
         if self._pass is None:
@@ -153,6 +180,7 @@ class Session:
         delta = self._delta(dest, tensor)
         if delta is None:
             return None
+        self._pass.patched.add(_key(reader.point))
         if reader.project is None:
             return _add(tensor, delta)
         stream = self._pass.streams[_key(dest.stream)]

@@ -22,9 +22,9 @@ def mean_outputs(
 ) -> tuple[tuple[SiteOutput, ...], int]:
     """The token-wise mean of each site's code over the prompts that the ablation asks for.
 
-    `run` records one batch. A tuple of two is a pair of clean and corrupt, a list is a batch, and
-    a single tensor a dataset of one batch. Every prompt counts alike, also where batches differ
-    in size.
+    `run` records one batch. Two in a tuple, or two tensors in a list, are a pair of clean and
+    corrupt; a list of strings is a batch, and a single tensor a dataset of one batch. Every prompt
+    counts alike, also where batches differ in size.
 
     Returns:
         A site's code `[1, seq, node, width]` each, and the number of positions.
@@ -33,7 +33,8 @@ def mean_outputs(
         InputError: Nothing to average, a batch that is no pair where pairs are needed, or prompts
             of unequal length.
     """
-    batches: Iterable[Any] = [data] if isinstance(data, Tensor | str) else data
+    is_one = isinstance(data, Tensor | str | Mapping) or _named_pair(data) is not None
+    batches: Iterable[Any] = [data] if is_one else data
     if not isinstance(batches, Iterable):
         raise InputError(
             f"The ablation {ablation} takes a dataset, any iterable of batches; got "
@@ -81,14 +82,21 @@ def _prompts(batch: Any, ablation: AblationType, number: int) -> list[Any]:
                 f"{number} is a {type(batch).__name__}: give (clean, corrupt) tuples, mappings or "
                 "objects with those names."
             )
-        return [batch]
+        is_wrapped = isinstance(batch, list | tuple) and len(batch) == 1
+        return [batch[0] if is_wrapped and isinstance(batch[0], Tensor) else batch]
     clean, corrupt = pair
     return [clean] * ablation.clean_dataset + [corrupt] * ablation.corrupt_dataset
 
 
 def _pair(batch: Any) -> tuple[Any, Any] | None:
-    if isinstance(batch, tuple) and len(batch) == 2:
-        return batch[0], batch[1]
+    """Clean and corrupt, where a batch is a pair; a torch DataLoader makes lists of its tuples."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        is_text = isinstance(batch, list) and all(isinstance(one, str) for one in batch)
+        return None if is_text else (batch[0], batch[1])
+    return _named_pair(batch)
+
+
+def _named_pair(batch: Any) -> tuple[Any, Any] | None:
     if isinstance(batch, Mapping) and {"clean", "corrupt"} <= set(batch):
         return batch["clean"], batch["corrupt"]
     clean, corrupt = getattr(batch, "clean", None), getattr(batch, "corrupt", None)

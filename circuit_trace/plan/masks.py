@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from circuit_trace.errors import MaskError
+from circuit_trace.errors import EdgeError, MaskError
 from circuit_trace.graph import DestModule, Edge, EdgeSpec, Graph
 
 PruneScores = dict[str, Tensor]
@@ -29,6 +29,11 @@ def masks_from_edges(graph: Graph, edges: EdgesArg) -> tuple[PruneScores, list[i
     """
     if isinstance(edges, str | Edge):
         edges = (edges,)
+    if not isinstance(edges, Iterable):
+        raise EdgeError(
+            f"Cannot read {edges!r} as edges: expected names, Edge objects or pairs (seq_idx, name), "
+            "or a mapping from them to masks."
+        )
     pairs = edges.items() if isinstance(edges, Mapping) else ((edge, 1.0) for edge in edges)
     values: dict[int, float | Tensor] = {}
     for spec, value in pairs:
@@ -55,7 +60,7 @@ def _check_value(spec: EdgeSpec, value: object) -> float | Tensor:
                 f"The mask of the edge {spec!r} is {value.item()}: expected a finite number."
             )
         return value.reshape(()) if value.requires_grad else float(value)
-    if isinstance(value, Real) and float(value) - float(value) == 0:  # neither inf nor nan
+    if isinstance(value, Real) and abs(float(value)) <= torch.finfo(torch.float32).max:
         return float(value)
     raise MaskError(
         f"The mask of the edge {spec!r} is {value!r}: expected a finite number "

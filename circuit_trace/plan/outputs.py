@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,10 +25,10 @@ class SiteOutput:
 
     code: Float[Tensor, "batch seq node width"]
     weight: Float[Tensor, "node width d_model"] | None = None
-    weight_version: int | None = field(init=False)
+    weight_mark: tuple[int | None, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight_version", _version(self.weight))
+        object.__setattr__(self, "weight_mark", _mark(self.weight))
 
     @property
     def d_model(self) -> int:
@@ -45,13 +46,25 @@ class SiteOutput:
     @property
     def live_weight(self) -> Float[Tensor, "node width d_model"] | None:
         """The weight, if it is still the one of the pass."""
-        if self.weight_version is not None and _version(self.weight) != self.weight_version:
+        version, sample = _mark(self.weight)
+        then, sample_then = self.weight_mark
+        differs = sample is not None and not torch.allclose(
+            sample, sample_then, rtol=0, atol=0, equal_nan=True
+        )
+        if version != then or differs:
             raise InputError(
                 "The model's output weights were changed in place after this pass was recorded, "
                 "so its head outputs can no longer be computed from it. Trace again, or call "
                 ".stack() before changing the weights."
             )
         return self.weight
+
+    def shares_weight(self, other: SiteOutput) -> bool:
+        """Whether both sites' codes are projected by one and the same tensor."""
+        mine, theirs = self.live_weight, other.weight
+        if mine is None or theirs is None:
+            return mine is theirs
+        return mine.data_ptr() == theirs.data_ptr() and mine.stride() == theirs.stride()
 
 
 def project(
@@ -75,9 +88,14 @@ def project(
     return torch.bmm(rows, matrix).view(len(index), batch, seq, -1)
 
 
-def _version(tensor: Tensor | None) -> int | None:
-    """How often a tensor was written in place; None where torch does not count."""
-    return None if tensor is None or tensor.is_inference() else tensor._version
+def _mark(weight: Tensor | None) -> tuple[int | None, Tensor | None]:
+    """What tells that a weight was written in place: torch's count of writes, and a few entries
+    spread over it for writes that torch does not count (through `.data`)."""
+    if weight is None:
+        return None, None
+    width, d_model = weight.shape[1:]
+    sample = weight.detach()[:, :: max(1, width // 4), :: max(1, d_model // 4)].clone()
+    return None if weight.is_inference() else weight._version, sample
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Edges, Graph
@@ -40,6 +39,13 @@ class Plan:
             else torch.zeros(score_shape(module, self.graph.seq_len))
             for module in self.graph.modules
         }
+
+    def snapshot(self) -> Plan:
+        """This plan with the values that its masks have now, for a record that outlives them."""
+        if not any(mask.requires_grad for mask in self.masks.values()):
+            return self
+        masks = {name: mask.detach().clone() for name, mask in self.masks.items()}
+        return replace(self, masks=masks)
 
     def edges(self) -> Edges:
         """The edges with a mask other than 0, and those that were named one by one."""
@@ -99,14 +105,15 @@ def make_plan(
             f"The patched outputs come from another model: they have {len(patched)} sources, this "
             f"model has {len(graph.srcs)}."
         )
-    touched = {name: mask for name, mask in read.items() if _touches(mask)}
+    # Masks that learn stay the user's own; others are copied, so that the plan stays what it is.
+    touched = {
+        name: mask if mask.requires_grad else mask.clone()
+        for name, mask in read.items()
+        if mask.requires_grad or bool(mask.any())
+    }
     if touched and patched is None:
         raise InputError(
             "There are edges to patch but nothing to patch in. Pass the outputs of another prompt, "
             "model.source_outputs(corrupt), or call model.trace(tokens, corrupt=..., edges=...)."
         )
     return Plan(graph, touched, tuple(named), patched)
-
-
-def _touches(mask: Tensor) -> bool:
-    return mask.requires_grad or bool(mask.any())
