@@ -1,9 +1,31 @@
 """Shared fixtures; shapes in type annotations are checked while the tests run."""
 
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from jaxtyping import install_import_hook
+import pytest
+from jaxtyping import config, install_import_hook
 
-install_import_hook(["circuit_trace"], "beartype.beartype")
+from tests import typecheck  # noqa: F401  the import hook finds it under this name
+
+CHECKED = ("anatomy", "graph", "plan", "hooks.delta", "hooks.record", "hooks.verify", "trace")
+CHECKED += ("model", "visualize", "demo", "integrations")
+"""All but `hooks.attach` and `hooks.session`: they define a function for each hook they attach, and to
+compile a check for each takes two thirds of the whole suite's time. They have no shapes to check."""
+
+install_import_hook([f"circuit_trace.{name}" for name in CHECKED], "tests.typecheck.checked")
+
+import torch
+
+# The models are tiny: handing work to a second thread costs more than the work.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def as_a_user() -> Iterator[None]:
+    """Switch the type checks off, which users do not have either, to see our own errors."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -1,0 +1,96 @@
+"""The main job on the bundled model: the numbers it reports, against plain forward passes."""
+
+from pathlib import Path
+
+import pytest
+
+import circuit_trace as ct
+from circuit_trace.demo.main_job import Report, run_demo
+from circuit_trace.demo.prompts import ANSWERS, BUNDLED, CLEAN, CORRUPT, Prompts
+from circuit_trace.visualize import write
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ct.load_model("bundled")
+
+
+@pytest.fixture(scope="module")
+def report(model, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    folder = tmp_path_factory.mktemp("demo") / "new folder"
+    with pytest.MonkeyPatch.context() as patch:
+        # The picture's bytes are tested with the browser; here the other branch is taken.
+        patch.setattr(write, "_write_image", _no_browser)
+        return run_demo(model, BUNDLED, n_edges=16, folder=folder, bar=False)
+
+
+def _no_browser(_figure: object, _path: Path, suffix: str) -> None:
+    raise ct.FigureError(write.NO_BROWSER.format(suffix=suffix))
+
+
+def difference(model, logits) -> float:
+    right, wrong = (model.tokenizer.encode(word, add_special_tokens=False)[0] for word in ANSWERS)
+    return float(logits[0, -1, right] - logits[0, -1, wrong])
+
+
+def test_the_model_prefers_each_prompts_own_name(model, report: Report) -> None:
+    clean, corrupt = (difference(model, model(model.to_tokens(text))) for text in (CLEAN, CORRUPT))
+    assert clean > 4
+    assert corrupt < -4
+    assert report.differences["clean"] == pytest.approx(clean, abs=1e-4)
+    assert report.differences["corrupt"] == pytest.approx(corrupt, abs=1e-4)
+
+
+def test_each_effect_is_that_of_patching_the_edge_alone(model, report: Report) -> None:
+    tokens = model.to_tokens(CLEAN)
+    wrapped = ct.wrap(model, seq_len=tokens.shape[1])
+    for row in report.table.iloc[[0, 3, 15]].to_dict("records"):
+        trace = wrapped.trace(CLEAN, corrupt=CORRUPT, edges=[(row["seq_idx"], row["edge"])])
+        effect = difference(model, trace.logits) - report.differences["clean"]
+        assert row["effect"] == pytest.approx(effect, abs=1e-4)
+
+
+def test_the_table_is_ordered_and_holds_the_traced_edges(report: Report) -> None:
+    assert len(report.table) == 16
+    assert list(report.table["effect"].abs()) == sorted(report.table["effect"].abs())[::-1]
+    traced = {str(edge) for edge in report.trace.edges}
+    assert {f"{row.edge} @{row.seq_idx}" for row in report.table.itertuples()} == traced
+
+
+def test_the_strongest_edges_together_turn_the_answer_round(report: Report) -> None:
+    assert report.differences["patched"] < 0 < report.differences["clean"]
+    assert 100 < report.n_passes < 1000
+
+
+def test_the_circuit_moves_a_name_to_the_last_position(model, report: Report) -> None:
+    """Embeddings of names enter it, and attention heads write the answer at the last position."""
+    names = [row for row in report.table.to_dict("records") if row["token"] in ANSWERS]
+    assert any(row["src"] == "Resid Start" for row in names)
+    last = model.to_tokens(CLEAN).shape[1] - 1
+    ends = [row for row in report.table.to_dict("records") if row["dest"] == "Resid End"]
+    assert ends
+    assert all(row["seq_idx"] == last for row in ends)
+    assert any(row["src"].startswith("A1.") for row in ends)
+
+
+def test_without_a_browser_the_page_is_written_and_the_report_says_how_to_get_pictures(
+    report: Report,
+) -> None:
+    assert report.html.stat().st_size > 1_000_000
+    assert report.png is None
+    assert report.no_png is not None
+    assert "apt-get install chromium" in report.no_png
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (Prompts(CLEAN, CORRUPT + " the", ANSWERS), "the clean one has 15, the corrupt one 16"),
+        (Prompts(CLEAN, CORRUPT, ("Mary", "Xerxes")), "'Xerxes' must be one token"),
+        (Prompts(CLEAN, CORRUPT, ("Mary Ann", "John")), "'Mary Ann' must be one token"),
+    ],
+)
+def test_prompts_that_do_not_fit(model, tmp_path: Path, prompts: Prompts, message: str) -> None:
+    with pytest.raises(ct.InputError, match=message):
+        run_demo(model, prompts, n_edges=4, folder=tmp_path, bar=False)
+    assert not list(tmp_path.iterdir())
