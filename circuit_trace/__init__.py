@@ -4,8 +4,8 @@ Three calls do the main job. Wrap a model, trace a patched pass, look at it:
 
 >>> import circuit_trace as ct
 >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
->>> model = ct.wrap(ct.load_model("bundled"), seq_len=16)
->>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=[(15, "A1.0->Resid End")])
+>>> model = ct.wrap(ct.load_model("bundled"), seq_len=15)
+>>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=[(14, "A1.2->Resid End")])
 >>> figure = trace.draw(file_path=None)
 
 Then ask the record (`trace.table()`, `trace.edge(name)`, `trace.dest(name)`), patch by hand

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +55,9 @@ def wrap(
     """Make a model's computation graph patchable and traceable, without changing the model.
 
     >>> import circuit_trace as ct
-    >>> model = ct.wrap(ct.load_model("bundled"), seq_len=16)
+    >>> model = ct.wrap(ct.load_model("bundled"), seq_len=15)
     >>> model.n_edges, model.edges[0].name
-    (1760, 'Resid Start->A0.0.Q')
+    (1650, 'Resid Start->A0.0.Q')
 
     Args:
         hooked: A TransformerLens HookedTransformer or TransformerBridge, or any module with an
@@ -85,18 +88,26 @@ def wrap(
         raise InputError(
             f"seq_len must be a whole number of tokens, 1 or more, or None; got {seq_len!r}."
         )
-    if slice_output not in _SLICES:
+    if slice_output not in (None, "last_seq", "not_first_seq"):
         raise InputError(
             f"slice_output must be None, 'last_seq' or 'not_first_seq'; got {slice_output!r}."
         )
+    given = anatomy
     if anatomy is None:
         anatomy = find_anatomy(hooked, separate_qkv=separate_qkv)
     if verify:
         _verify(hooked, anatomy)
-    return PatchableModel(hooked, anatomy, build_graph(anatomy, seq_len), slice_output)
+    wrapped = PatchableModel(hooked, anatomy, build_graph(anatomy, seq_len), slice_output)
+    if given is None:
+        wrapped._anatomy_of = partial(find_anatomy, separate_qkv=separate_qkv)
+    return wrapped
 
 
 _verify = verify
+
+
+_PATCHED_BY: WeakKeyDictionary[nn.Module, PatchableModel] = WeakKeyDictionary()
+"""The wrapper that has a patch open on a model."""
 
 
 class PatchableModel:
@@ -118,14 +129,27 @@ class PatchableModel:
         self.wrapped_model = wrapped_model
         self.anatomy = anatomy
         self.graph = graph
-        self.slice_output = slice_output
+        self.slice_output: OutputSlice | None = slice_output
         self._sessions: list[Session] = []
         self._last_trace: Trace | None = None
         self._last_record: PassRecord | None = None
+        self._anatomy_of: Callable[[nn.Module], Anatomy] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the wrapped model; inside `patch` the pass is patched and recorded."""
         return self.wrapped_model(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchableModel:
+        """A wrapper of a copy of the model; open patches and the last trace are not copied."""
+        if self._anatomy_of is None:
+            raise AnatomyError(
+                "A model wrapped with an anatomy of your own cannot be copied with it: copy "
+                ".wrapped_model and wrap the copy with its own anatomy."
+            )
+        model = deepcopy(self.wrapped_model, memo)
+        twin = PatchableModel(model, self._anatomy_of(model), self.graph, self.slice_output)
+        twin._anatomy_of = self._anatomy_of
+        return twin
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "wrapped_model" not in self.__dict__:
@@ -229,7 +253,7 @@ class PatchableModel:
         >>> with model.patch(model.source_outputs(CORRUPT), edges={"A1.0->Resid End": 0.5}):
         ...     logits = model(CLEAN)
         >>> model.last_trace
-        <Trace: batch 1, seq 16, 11 sources, 1 edges patched>
+        <Trace: batch 1, seq 15, 11 sources, 1 edges patched>
 
         Args:
             patched: What to patch in, from `source_outputs`.
@@ -241,21 +265,26 @@ class PatchableModel:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
         """
         plan = make_plan(self.graph, patched, edges, masks)
+        self._check_alone()
         outer = self._sessions[-1] if self._sessions else None
         below = tuple(one.without(plan) for one in outer.plans) if outer else ()
-        session = Session(self.wrapped_model, self.anatomy, (*below, plan))
+        session = Session(
+            self.wrapped_model, self.anatomy, (*below, plan), on_record=self._recorded
+        )
         if outer:
             outer.detach()
         self._sessions.append(session)
+        _PATCHED_BY[self.wrapped_model] = self
         try:
             session.attach()
             yield self
         finally:
             session.detach()
-            self._keep(session)
             self._sessions.pop()
             if outer:
                 outer.attach()
+            else:
+                del _PATCHED_BY[self.wrapped_model]
 
     def trace(
         self,
@@ -312,13 +341,13 @@ class PatchableModel:
         Raises:
             NoTraceError: There is none yet.
         """
-        if self._sessions:
-            self._keep(self._sessions[-1])
-        if self._last_trace is None:
+        if self._last_record is None:
             raise NoTraceError(
                 "No pass has been recorded yet. Call model.trace(tokens, corrupt=..., edges=[...]), "
                 "or run the model inside `with model.patch(...)`."
             )
+        if self._last_trace is None:
+            self._last_trace = self._trace_of(self._last_record)
         return self._last_trace
 
     def _patched_for(
@@ -348,6 +377,10 @@ class PatchableModel:
                     "Got text, but the wrapped model has no tokenizer: pass token ids [batch, seq]."
                 )
             return self.anatomy.to_tokens(tokens if isinstance(tokens, str) else list(tokens))
+        if isinstance(tokens, Tensor) and tokens.numel() == 0:
+            raise InputError(
+                f"There is nothing to run: the tokens have the shape {tuple(tokens.shape)}."
+            )
         if isinstance(tokens, Tensor):
             return tokens
         raise InputError(
@@ -358,6 +391,7 @@ class PatchableModel:
     def _record(self, data: Any) -> PassRecord:
         """Run one batch outside every open patch and return its record."""
         batch = self._to_tokens(data)
+        self._check_alone()
         session = Session(self.wrapped_model, self.anatomy, reads=False)
         outer = self._sessions[-1] if self._sessions else None
         if outer:
@@ -376,24 +410,32 @@ class PatchableModel:
             )
         return session.record
 
-    def _keep(self, session: Session) -> None:
-        """Turn a session's finished pass into the last trace."""
-        record = session.record
-        if record is None or record is self._last_record:
-            return
+    def _recorded(self, record: PassRecord) -> None:
+        """Take the record of a pass that has just ended; a trace is made when one is asked for."""
+        self._last_record, self._last_trace = record, None
+
+    def _trace_of(self, record: PassRecord) -> Trace:
         batch, seq = record.outputs[0].code.shape[:2]
-        plans = tuple(_fitted(plan, batch, seq) for plan in record.plans)
-        self._last_record = record
-        self._last_trace = Trace(
+        return Trace(
             graph=self.graph,
             current=SourceOutputs(self.srcs, tuple(record.outputs), batch, seq),
-            plans=plans,
+            plans=tuple(_fitted(plan, batch, seq) for plan in record.plans),
             tokens=record.tokens,
-            logits=record.logits,
+            recorded_logits=record.logits,
+            logits_version=record.logits_version,
             reads=tuple(record.reads),
             biases=tuple(record.biases),
             to_strings=self.anatomy.to_strings,
         )
+
+    def _check_alone(self) -> None:
+        """Two wrappers' patches of one destination cannot both be exact: refuse the second."""
+        other = _PATCHED_BY.get(self.wrapped_model)
+        if other is not None and other is not self:
+            raise InputError(
+                "Another wrapper of this model has a patch open. Close it first, or open both "
+                "patches on the same wrapper: contexts of one wrapper add up."
+            )
 
     def __repr__(self) -> str:
         positions = "" if self.seq_len is None else f" at {self.seq_len} positions"

@@ -1,17 +1,17 @@
 """Train the small transformer that ships with circuit_trace, on indirect-object sentences.
 
-    python examples/train_bundled_model.py        # about a minute on two cores
+    python examples/train_bundled_model.py        # a minute or two, on one core
 
 A sentence names two people, one of whom then gives something away; the next word is the other
 name: "When Mary and John went to the store , John gave a drink to" -> "Mary". The pairs of names
 in the held-out set, the demo's Mary and John among them, occur together in no training sentence.
 
-Left to itself, a model this small solves the task in another way than GPT-2: it leaves the other
-name behind at the giver's place, or collects all names and lets an MLP subtract one. Two habits of
-the training, both absent from the model that it writes, lead it to GPT-2's circuit instead, in
-which layer 0 tells the last position who gives and layer 1 looks there for the other name: at first
-layer 0 sees only the nearest words, and each MLP is left out of half of the sentences. The seed
-matters too: with some, layer 1 reads each name one word later, where layer 0 has copied it.
+Left to itself, a model this small solves the task in other ways than GPT-2 does: it leaves the
+answer behind at the giver's place, or collects all names and lets an MLP subtract one. Two habits
+of the training, both absent from the model that it writes, lead it to a circuit as in GPT-2: heads
+of layer 0 tell the last position who gives, heads of layer 1 look from there for the other name and
+copy it. In the first phase layer 0 reads no name but the giver's, and throughout each MLP is left
+out of half of the sentences. So the circuit is one that the training asked for.
 
 HookedTransformer does the training, so this script needs TransformerLens 2.16 to 3.x. What it
 writes loads on 4.x too: `circuit_trace.integrations.models.load_bundled_model`.
@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from circuit_trace.integrations.models import END_OF_TEXT, UNKNOWN_WORD
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -245,7 +245,8 @@ def save(
     """Write weights, configuration and tokenizer, as `load_bundled_model` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().contiguous() for name, value in model.named_parameters()}
-    save_file(weights, folder / "model.safetensors")
+    # `save_file` would leave a file that only its owner can read.
+    (folder / "model.safetensors").write_bytes(serialize(weights))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
 
@@ -253,8 +254,8 @@ def save(
 def main() -> None:
     """Train, print how well the model does on names that it never saw together, and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=800, help="training steps")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed, the same weights")
+    parser.add_argument("--steps", type=int, default=900, help="training steps")
+    parser.add_argument("--seed", type=int, default=3, help="the same seed, the same weights")
     parser.add_argument("--out", type=Path, default=DATA_FOLDER, help="the folder to write into")
     options = parser.parse_args()
 

@@ -257,8 +257,6 @@ def _strings_of(tokenizer: Any) -> Callable[[Tensor], list[str]] | None:
         return None
 
     def to_strings(row: Tensor) -> list[str]:
-        return tokenizer.batch_decode(
-            [[token] for token in row.tolist()], clean_up_tokenization_spaces=False
-        )
+        return [tokenizer.decode([token]) for token in row.tolist()]
 
     return to_strings

@@ -61,7 +61,6 @@ class PlanDeltas:
     def __init__(self, plan: Plan) -> None:
         assert plan.patched is not None
         self.patched = plan.patched
-        self.seq_len = plan.graph.seq_len
         self.plan = plan
         self.rows = _needed_sources(plan)
         self.slots_of_site: dict[int, list[int]] = {}

@@ -57,3 +57,4 @@ class PassRecord:
     biases: list[Tensor | None] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     logits: Tensor | None = None
+    logits_version: int | None = None

@@ -49,6 +49,7 @@ class Session:
         plans: tuple[Plan, ...] = (),
         *,
         reads: bool = True,
+        on_record: Callable[[PassRecord], None] = lambda record: None,
     ) -> None:
         self.model = model
         self.anatomy = anatomy
@@ -57,6 +58,7 @@ class Session:
         self._deltas = [PlanDeltas(plan) for plan in plans if plan.masks]
         self._touched = {name for plan in self._deltas for name in plan.masks}
         self._keep_reads = reads
+        self._on_record = on_record
         self._recorders: dict[Key, tuple[Point, list[OnTensor]]] = {}
         self._record_handles: list[RemovableHandle] = []
         self._patch_handles: list[RemovableHandle] = []
@@ -120,9 +122,8 @@ class Session:
         site = self.anatomy.sources[number]
         code = tensor.reshape(*tensor.shape[:2], len(site.names), -1)
         if number == 0:
-            for plan in self._deltas:
-                plan.patched.fitted(*code.shape[:2])
-                _check_positions(plan, code.shape[1])
+            for plan in self.plans:
+                _check_fits(plan, *code.shape[:2])
             self._pass = _Pass(self._tokens, self.plans, self._deltas)
             self._tokens = None
         if self._pass is None or len(self._pass.record.outputs) != number:
@@ -139,7 +140,7 @@ class Session:
         record.outputs.append(
             SiteOutput(code.detach(), None if weight is None else weight.detach())
         )
-        record.biases.append(None if bias is None else bias.detach())
+        record.biases.append(None if bias is None else bias.detach().clone())
 
     def _stream_passed(self, key: Key, numbers: tuple[int, ...], tensor: Tensor) -> None:
         if self._pass is None:
@@ -156,13 +157,17 @@ class Session:
 
     def _logits_came(self, tensor: Tensor) -> None:
         if self._whole is not None:
-            self._whole.logits = self.anatomy.finish_logits(tensor).detach()
+            logits = self.anatomy.finish_logits(tensor).detach()
+            self._whole.logits = logits
+            self._whole.logits_version = None if logits.is_inference() else logits._version
             self._pass_ended()
 
     def _pass_ended(self, *_: object) -> None:
         """A record counts when the stream has ended and nothing failed after it."""
         if self._whole is not None:
-            self.record, self._whole = self._whole, None
+            record, self._whole = self._whole, None
+            self.record = record
+            self._on_record(record)
 
     def _check_all_patched(self, one: _Pass) -> None:
         for dest in self.anatomy.dests:
@@ -213,14 +218,14 @@ def _each(callbacks: list[OnTensor]) -> Callable[[Tensor], None]:
     return on_tensor
 
 
-def _check_positions(plan: PlanDeltas, seq: int) -> None:
-    for name, mask in plan.masks.items():
-        if mask.positions is not None and plan.seq_len != seq:
-            raise InputError(
-                f"The model was wrapped with seq_len={plan.seq_len}, but this pass has {seq} "
-                f"positions, so its token edges (into {name!r}) do not fit. Wrap the model again "
-                f"with seq_len={seq}, or without positions."
-            )
+def _check_fits(plan: Plan, batch: int, seq: int) -> None:
+    if plan.graph.seq_len not in (None, seq):
+        raise InputError(
+            f"The model was wrapped with seq_len={plan.graph.seq_len}, but this pass has {seq} "
+            f"positions. Wrap the model again with seq_len={seq}, or without positions."
+        )
+    if plan.patched is not None:
+        plan.patched.fitted(batch, seq)
 
 
 def _as_read(stream: Tensor, delta: Delta) -> Tensor:

@@ -70,6 +70,7 @@ class Plan:
             keep = torch.ones(mask.numel(), dtype=mask.dtype, device=mask.device)
             keep[(position * module.n_edges + in_position)[here]] = 0
             masks[name] = mask * keep.view_as(mask)
+        masks = {name: mask for name, mask in masks.items() if mask.requires_grad or mask.any()}
         gone = set(taken.tolist())
         return Plan(self.graph, masks, tuple(n for n in self.named if n not in gone), self.patched)
 

@@ -33,11 +33,12 @@ def reconstruction_error(trace: Trace) -> float:
         for plan in trace.plans
         if plan.patched is not None
     ]
-    return max(
+    errors = [
         _read_error(trace, read, dest, current, biases, changes)
         for read in trace.reads
         for dest in read.dests
-    )
+    ]
+    return float(torch.tensor(errors).max())  # NaN if any is
 
 
 def _projected(

@@ -36,14 +36,15 @@ class Trace:
     >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
     >>> flow = trace.edge("A1.0->Resid End")
     >>> flow.mask, tuple(flow.received.shape), bool((flow.received == flow.patched).all())
-    (1.0, (1, 16, 64), True)
+    (1.0, (1, 15, 64), True)
     """
 
     graph: Graph
     current: SourceOutputs
     plans: tuple[Plan, ...] = ()
     tokens: Tensor | None = None
-    logits: Tensor | None = None
+    recorded_logits: Tensor | None = None
+    logits_version: int | None = None
     reads: tuple[Read, ...] = ()
     biases: tuple[Tensor | None, ...] = ()
     to_strings: Callable[[Tensor], list[str]] | None = field(default=None)
@@ -57,6 +58,25 @@ class Trace:
     def seq(self) -> int:
         """How many token positions ran."""
         return self.current.seq
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The pass's logits `[batch, seq, d_vocab]`, None where it stopped before them.
+
+        They are the tensor that the model returned, not a copy of it.
+
+        Raises:
+            InputError: That tensor was changed in place after the pass.
+        """
+        logits = self.recorded_logits
+        if logits is None or self.logits_version is None:
+            return logits
+        if logits._version != self.logits_version:
+            raise InputError(
+                "The logits that this pass returned were changed in place afterwards, and the "
+                "trace shares their memory. Change a copy instead: logits.clone()."
+            )
+        return logits
 
     @property
     def patched(self) -> SourceOutputs | None:
@@ -134,23 +154,26 @@ class Trace:
             return None
         return self.to_strings(self.tokens[batch_idx])
 
-    def check_batch_idx(self, batch_idx: int) -> None:
+    def check_batch_idx(self, batch_idx: Any) -> None:
         """Raise InputError where the traced batch has no such element."""
-        if not isinstance(batch_idx, int) or not 0 <= batch_idx < self.batch:
+        is_whole = isinstance(batch_idx, int) and not isinstance(batch_idx, bool)
+        if not is_whole or not 0 <= batch_idx < self.batch:
             raise InputError(
                 f"batch_idx={batch_idx!r} is outside the traced batch: expected 0 to {self.batch - 1}."
             )
 
     def plan_of(self, numbers: Sequence[int]) -> list[Plan | None]:
         """For each edge the plan that patches or names it, else the innermost with outputs."""
-        default = next((plan for plan in reversed(self.plans) if plan.patched), None)
-        if len(self.plans) < 2:
+        owned = self._owned_edges
+        default = owned[-1][0] if owned else None
+        if len(owned) < 2:
             return [default] * len(numbers)
-        owned = [set(plan.edges().numbers) for plan in self.plans]
-        return [
-            next((p for p, own in zip(self.plans, owned, strict=True) if n in own), default)
-            for n in numbers
-        ]
+        return [next((plan for plan, own in owned if n in own), default) for n in numbers]
+
+    @cached_property
+    def _owned_edges(self) -> list[tuple[Plan, set[int]]]:
+        """The plans that patch something in, the innermost last, and the edges of each."""
+        return [(plan, set(plan.edges().numbers)) for plan in self.plans if plan.patched]
 
     def __repr__(self) -> str:
         patched = f"{len(self.edges):,} edges patched" if self.patched else "nothing patched"
@@ -174,10 +197,16 @@ class EdgeFlow:
     @property
     def patched(self) -> Float[Tensor, "batch seq d_model"] | None:
         """What was patched in instead, None where nothing was."""
-        plan = self.trace.plan_of([self.trace.graph.number(self.edge)])[0]
-        if plan is None or plan.patched is None:
-            return None
-        return plan.patched[self.edge.src.name]
+        plans = self.trace.plan_of(self.trace.graph.numbers(self.edge))
+        values = {
+            id(plan): plan.patched[self.edge.src.name]
+            for plan in plans
+            if plan is not None and plan.patched is not None
+        }
+        if len(values) < 2:
+            return next(iter(values.values()), None)
+        # Contexts inside one another patch this edge at different positions.
+        return torch.stack([values[id(plan)][:, at] for at, plan in enumerate(plans)], dim=1)
 
     @property
     def delta(self) -> Float[Tensor, "batch seq d_model"] | None:

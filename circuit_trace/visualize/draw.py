@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
@@ -20,7 +20,7 @@ from circuit_trace.visualize.edges import (
     score_edges,
 )
 from circuit_trace.visualize.sankey import figure, sankey
-from circuit_trace.visualize.spec import Orientation, build_diagram, lone_panel
+from circuit_trace.visualize.spec import MOST_SHORT_LABELS, Orientation, build_diagram, lone_panel
 from circuit_trace.visualize.text import mask_text
 from circuit_trace.visualize.write import check_path, show_in_ipython, write
 
@@ -119,7 +119,7 @@ def net_viz(
 ) -> tuple[go.Sankey, int]:
     """Draw some edges of one position as a Sankey trace to put into a figure of your own.
 
-    >>> import circuit_trace as ct
+    >>> import torch, circuit_trace as ct
     >>> model = ct.wrap(ct.load_model("bundled"))
     >>> scores = {"blocks.1.hook_resid_post": torch.ones(11)}
     >>> diagram, n_layers = net_viz(model, model.edges, scores, (0.5, 1.0))
@@ -145,11 +145,7 @@ def net_viz(
         As `draw_seq_graph`.
     """
     _check_options(score_threshold, orientation)
-    bottom, top = vert_interval
-    if not 0 <= bottom < top <= 1:
-        raise FigureError(
-            f"vert_interval must be (bottom, top) with 0 ≤ bottom < top ≤ 1; got {vert_interval}."
-        )
+    bottom, top = _interval(vert_interval)
     graph, trace = _source(model, prune_scores)
     if prune_scores is None:
         assert trace is not None
@@ -157,7 +153,7 @@ def net_viz(
         drawn = live_edges(trace, score_threshold, batch_idx)
     else:
         drawn = score_edges(graph, prune_scores, score_threshold)
-    wanted = {graph.number(edge) for edge in seq_edges if edge.seq_idx == seq_idx}
+    wanted = {number for edge in seq_edges for number in graph.numbers(edge)}
     chosen = [
         one for one in drawn if graph.number(one.edge) in wanted and one.edge.seq_idx == seq_idx
     ]
@@ -171,6 +167,19 @@ def net_viz(
         orientation=orientation,
     )
     return sankey(panel, orientation), panel.n_layers
+
+
+def _interval(given: Any) -> tuple[float, float]:
+    is_pair = isinstance(given, tuple | list) and len(given) == 2
+    if (
+        is_pair
+        and all(isinstance(end, int | float) for end in given)
+        and 0 <= given[0] < given[1] <= 1
+    ):
+        return float(given[0]), float(given[1])
+    raise FigureError(
+        f"vert_interval must be (bottom, top) with 0 ≤ bottom < top ≤ 1; got {given!r}."
+    )
 
 
 def _check_options(score_threshold: float, orientation: str) -> None:
@@ -227,10 +236,13 @@ def _live_note(trace: Trace, drawn: list[DrawnEdge], threshold: float) -> str:
         why = "" if trace.edges else " Nothing was patched in this pass."
         return f"No edge has |mask| ≥ {mask_text(threshold)}.{why}"
     what = "‖current‖→‖patched‖" if trace.patched else "‖current‖"
-    return f"Width: |mask|. On each edge: {what} of what its source wrote."
+    on_edges = f" On each edge: {what} of what its source wrote."
+    return "Width: |mask|." + (on_edges if len(drawn) <= MOST_SHORT_LABELS else "")
 
 
 def _score_note(drawn: list[DrawnEdge], threshold: float) -> str:
     if not drawn:
         return f"No edge has |score| ≥ {mask_text(threshold)}."
-    return "Width: |score|. On each edge: its score."
+    return "Width: |score|." + (
+        " On each edge: its score." if len(drawn) <= MOST_SHORT_LABELS else ""
+    )

@@ -85,11 +85,10 @@ def label_live(trace: Trace, edges: list[Edge], batch_idx: int) -> list[DrawnEdg
     numbers = edge_numbers(trace, edges, batch_idx, N_VALUES)
     current, patched = numbers.current_values, numbers.patched_values
     mask = numbers.mask[:, None]
-    received = (
-        current
-        if patched is None
-        else torch.where(mask == 0, current, (1 - mask) * current + mask * patched)
-    )
+    received = current
+    if patched is not None:  # what an edge does not carry must not show, be it infinite
+        mixed = (1 - mask) * current + mask * patched
+        received = torch.where(mask == 0, current, torch.where(mask == 1, patched, mixed))
     width = trace.current.sites[0].d_model
     drawn = []
     for row, edge in enumerate(edges):

@@ -105,7 +105,7 @@ def place(
         breadth: The panel's extent across the flow; None takes what its fullest column needs.
     """
     n_nodes = len(columns)
-    passers = _passers(columns, flows)
+    passers = _passers(columns, flows) if breadth is None else []
     items = [*columns, *(column for _, column, _ in passers)]
     heights = [value * stacking.scale for value in node_values(n_nodes, flows)]
     heights += [flows[number].value * stacking.scale for number, _, _ in passers]

@@ -7,7 +7,7 @@ steps these functions follow; `tests/visualize/test_browser.py` compares them wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cmp_to_key
 from typing import Any
@@ -90,6 +90,14 @@ def stack(n_nodes: int, flows: Sequence[Flow], breadth: float, pad: float) -> St
     return _Layout(n_nodes, flows, breadth, pad).run()
 
 
+def _total(values: Iterable[float]) -> float:
+    """A plain running sum, as JavaScript adds; Python 3.12's own `sum` rounds otherwise."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
 class _Layout:
     def __init__(self, n_nodes: int, flows: Sequence[Flow], breadth: float, pad: float) -> None:
         self.flows = flows
@@ -106,7 +114,7 @@ class _Layout:
         most = max(len(column) for column in self.columns)
         self.pad = min(pad, LARGEST_PADDING * breadth / (most - 1)) if most > 1 else pad
         self.scale = min(
-            (breadth - (len(column) - 1) * self.pad) / sum(node.value for node in column)
+            (breadth - (len(column) - 1) * self.pad) / _total(node.value for node in column)
             for column in self.columns
         )
         self.by_source = self._order(lambda flow: flow.source)

@@ -14,6 +14,8 @@ from circuit_trace.visualize.spec import (
     NAME_SIZE,
     SHORT_SIZE,
     SIDE_MARGIN,
+    TITLE_SHIFT,
+    TITLE_SIZE,
     TOP_MARGIN,
     Diagram,
     Orientation,
@@ -44,6 +46,7 @@ def sankey(panel: Panel, orientation: Orientation, *, names: bool = True) -> go.
     if not names:
         font = {"size": 1, "color": "rgba(0, 0, 0, 0)", "shadow": "none"}
     return go.Sankey(
+        visible=bool(panel.links),  # Plotly fails on a Sankey without links
         arrangement="fixed",
         orientation=orientation,
         domain={"x": list(panel.x_domain), "y": list(panel.y_domain)},
@@ -79,6 +82,8 @@ def figure(diagram: Diagram) -> go.Figure:
         paper_bgcolor="white",
         font={"family": FONT, "size": NAME_SIZE, "color": INK},
         hoverlabel={"align": "left", "font": {"family": "monospace", "size": NAME_SIZE}},
+        xaxis={"visible": False},  # Plotly draws axes where there is no diagram
+        yaxis={"visible": False},
         annotations=[
             *_titles(diagram),
             *_names(diagram),
@@ -87,7 +92,9 @@ def figure(diagram: Diagram) -> go.Figure:
         ],
     )
     # Names are drawn as annotations above their nodes: Plotly would write them over the links.
-    traces = [sankey(panel, diagram.orientation, names=False) for panel in diagram.panels]
+    traces = [
+        sankey(panel, diagram.orientation, names=False) for panel in diagram.panels if panel.links
+    ]
     return go.Figure(data=traces, layout=layout)
 
 
@@ -118,9 +125,9 @@ def _titles(diagram: Diagram) -> list[dict[str, Any]]:
             panel.title,
             xanchor="right",
             yanchor="middle",
-            xshift=-44,
+            xshift=-TITLE_SHIFT,
             align="right",
-            font={"size": 14},
+            font={"size": TITLE_SIZE},
         )
         for panel in diagram.panels
         if panel.title

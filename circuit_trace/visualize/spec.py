@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 from circuit_trace.anatomy import NodeKind
@@ -39,6 +41,9 @@ EMPTY_PANEL = 30
 PANEL_GAP = 22
 NARROWEST = 540
 LABEL_MARGIN = 150
+TITLE_SHIFT = 44
+"""Pixels between a title and the diagram: half a node's name stands there."""
+TITLE_SIZE = 14
 SIDE_MARGIN = 60
 TOP_MARGIN, BOTTOM_MARGIN = 34, 62
 MOST_SHORT_LABELS = 40
@@ -173,9 +178,10 @@ def build_diagram(
     for content, slot in zip(contents, slots, strict=True):
         title = _title(content.seq_idx, titles)
         area = _Area(width, plot_height, top, slot.room, *slot.domain)
-        panels.append(_panel(content, slot.placed, area, title, 0.0, orientation))
+        placed = _placed(content, slot.length, area.breadth(orientation), orientation)
+        panels.append(_panel(content, placed, area, title, 0.0, orientation))
         top += slot.room + PANEL_GAP
-    left = LABEL_MARGIN if any(panel.title for panel in panels) else SIDE_MARGIN
+    left = _margin_for([panel.title for panel in panels if panel.title])
     return Diagram(tuple(panels), orientation, width, plot_height, left, note, legend)
 
 
@@ -183,7 +189,7 @@ def build_diagram(
 class _Slot:
     """Where one position's edges go: the room it takes from top to bottom, and its domain's size."""
 
-    placed: Placed
+    length: float
     room: float
     domain: tuple[float, float]
 
@@ -195,29 +201,29 @@ def _arrange_across(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
     slots = []
     for content in contents:
         height = per_weight * content.weight
-        placed = _placed(content, width, height / content.total if content.drawn else 0.0, "h")
+        placed = _placed(content, width, height, "h")
         room = max(placed.breadth, SMALLEST_PANEL) if content.drawn else EMPTY_PANEL
-        slots.append(_Slot(placed, room, (width, height or room)))
+        slots.append(_Slot(width, ceil(room), (width, height or room)))
     return width, slots
 
 
 def _arrange_down(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
     """Panels whose flow runs down: widths of links follow from a domain's width."""
     scale = _pixels_per_weight(contents, "v")
-    placed = [_placed(content, content.length("v"), scale, "v") for content in contents]
-    width = max([one.breadth for one in placed] + [float(NARROWEST)])
+    placed = [_placed(one, one.length("v"), scale * one.total, "v") for one in contents]
+    width = float(ceil(max([one.breadth for one in placed] + [NARROWEST])))
     rooms = [content.length("v") + NAME_SIZE for content in contents]
     per_weight = min(
         (room / one.weight for room, one in zip(rooms, contents, strict=True) if one.drawn),
         default=0.0,
     )
     slots = []
-    for content, one, room in zip(contents, placed, rooms, strict=True):
+    for content, room in zip(contents, rooms, strict=True):
         if content.drawn:
             domain = (content.total * scale, content.weight * per_weight)
-            slots.append(_Slot(one, room, domain))
+            slots.append(_Slot(content.length("v"), room, domain))
         else:
-            slots.append(_Slot(one, EMPTY_PANEL, (width, EMPTY_PANEL)))
+            slots.append(_Slot(0.0, EMPTY_PANEL, (width, EMPTY_PANEL)))
     return width, slots
 
 
@@ -264,6 +270,26 @@ class _Area:
     domain_width: float
     domain_height: float
 
+    @property
+    def x_domain(self) -> tuple[float, float]:
+        """The domain's sides in fractions of the plot."""
+        left = (self.plot_width - self.domain_width) / 2 / self.plot_width
+        return max(left, 0.0), min(1 - left, 1.0)
+
+    @property
+    def y_domain(self) -> tuple[float, float]:
+        """The domain's bottom and top in fractions of the plot."""
+        top = self.top + (self.room - self.domain_height) / 2
+        low, high = 1 - (top + self.domain_height) / self.plot_height, 1 - top / self.plot_height
+        return max(low, 0.0), min(high, 1.0)
+
+    def breadth(self, orientation: Orientation) -> float:
+        """The domain's extent across the flow, by Plotly's own arithmetic: where two nodes are
+        level but for rounding, the last bit decides which of their links it stacks first."""
+        if orientation == "h":
+            return self.plot_height * (self.y_domain[1] - self.y_domain[0])
+        return self.plot_width * (self.x_domain[1] - self.x_domain[0])
+
 
 def _depths(graph: Graph, drawn: Sequence[DrawnEdge], layer_spacing: bool) -> Sequence[int]:
     """The places along the flow that get a column, the same in all panels of a figure."""
@@ -305,13 +331,14 @@ def _pixels_per_weight(contents: Sequence[_Content], orientation: Orientation) -
     return min(WIDEST / widest / steepest, TALLEST_LINKS / sum(c.weight for c in held))
 
 
-def _placed(content: _Content, length: float, scale: float, orientation: Orientation) -> Placed:
+def _placed(content: _Content, length: float, breadth: float, orientation: Orientation) -> Placed:
+    """Place a panel's nodes; `breadth` is its domain's, from which Plotly takes the scale."""
     return place(
         content.columns,
         content.flows,
         length=length,
         n_columns=content.n_columns,
-        stacking=stack(len(content.columns), content.flows, scale * content.total, 0.0),
+        stacking=stack(len(content.columns), content.flows, breadth, 0.0),
         gap=NODE_GAP[orientation],
     )
 
@@ -363,15 +390,12 @@ def _panel(
         )
         for one, flow, spot in zip(content.drawn, content.flows, spots, strict=True)
     )
-    low = 1 - (area.top + domain_top + area.domain_height) / area.plot_height
-    high = 1 - (area.top + domain_top) / area.plot_height
-    left = domain_left / area.plot_width
     return Panel(
         content.seq_idx,
         title,
         area.top,
-        (max(left, 0.0), min(1 - left, 1.0)),
-        (max(low, 0.0), min(high, 1.0)),
+        area.x_domain,
+        area.y_domain,
         tuple(nodes),
         links,
         pad,
@@ -400,6 +424,15 @@ def _round(value: float) -> float:
 
 def _rounded(point: Point) -> Point:
     return round(point[0], 1), round(point[1], 1)
+
+
+def _margin_for(titles: Sequence[str]) -> float:
+    """Room to the left of the diagrams for the longest title and what stands before a node."""
+    if not titles:
+        return SIDE_MARGIN
+    lines = [line for title in titles for line in re.sub("<(?!br).*?>", "", title).split(BREAK)]
+    widest = max(text_size(line, TITLE_SIZE)[0] for line in lines)
+    return max(LABEL_MARGIN, ceil(TITLE_SHIFT + 1.1 * widest))  # titles are bold
 
 
 def _title(position: int | None, titles: Sequence[str] | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Iterable
 
 BREAK = "<br>"
@@ -13,6 +14,8 @@ LONGEST_TOKEN = 18
 
 # Plotly reads tags and entities in labels, and MathJax (on Kaleido's page) reads dollars.
 _SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_WIDE = "MWmw@%—…"
 _INVISIBLE = {"\n": "↵", "\r": "↵", "\t": "⇥"}
 
 
@@ -22,8 +25,13 @@ def escape(text: str) -> str:
     >>> escape("<|endoftext|>"), escape("a\n")
     ('&lt;|endoftext|&gt;', 'a↵')
     """
-    shown = "".join(_SPECIAL.get(char) or _INVISIBLE.get(char) or char for char in text)
-    return "".join(char if char.isprintable() else "�" for char in shown)
+    return "".join(_SPECIAL.get(char) or _INVISIBLE.get(char) or _printable(char) for char in text)
+
+
+def _printable(char: str) -> str:
+    """The character, or a mark for a control, half a pair, or what turns the text's direction."""
+    is_odd = unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _TURNING
+    return "�" if is_odd else char
 
 
 def escape_name(name: str) -> str:
@@ -79,5 +87,5 @@ def vector_text(values: Iterable[float], total: int) -> str:
 
 def text_size(text: str, font_size: float) -> tuple[float, float]:
     """About how many pixels wide and high a line of escaped text is in the figure's font."""
-    shown = html.unescape(text)
-    return 0.58 * font_size * len(shown) + 6, 1.4 * font_size
+    ems = sum(1.0 if char in _WIDE or char >= "⺀" else 0.58 for char in html.unescape(text))
+    return font_size * ems + 6, 1.4 * font_size

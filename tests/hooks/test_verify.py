@@ -1,0 +1,183 @@
+"""A model whose arithmetic is not the anatomy's is refused, with what differs and by how much."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import circuit_trace as ct
+from tests.footprint import footprint
+from tests.models import CASES, bridge, hooked, native, tokens
+
+REFUSAL = re.compile(
+    r"^The anatomy found for this (?P<model>\w+) does not reproduce it: (?P<what>.+) differs by "
+    r"(?P<amount>\S+) relative to its size \(allowed for torch\.float32: 0\.001\)\. Patching it would "
+    r"give wrong results, so it is refused\. If hooks on the model change these tensors, wrap it "
+    r"before they are added; wrap\(model, verify=False\) skips this check\.$"
+)
+
+
+def scaled(place: str, factor: float = 1.5) -> Callable[[], Any]:
+    """A model with a permanent hook that scales what passes a place."""
+
+    def build() -> Any:
+        model = hooked()
+
+        def scale(tensor: Tensor, hook: Any) -> Tensor:
+            return tensor * factor
+
+        model.add_hook(place, scale, is_permanent=True)
+        return model
+
+    return build
+
+
+def stream(reader: str) -> str:
+    return f"the residual stream that {reader} reads"
+
+
+def computes(heads: str) -> str:
+    return f"what {heads} computes from the residual stream"
+
+
+DIFFERENT: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "attention's output is scaled": (
+        scaled("blocks.0.hook_attn_out"),
+        "HookedTransformer",
+        stream("A1.0.Q"),
+    ),
+    "the last layer's attention output is scaled": (
+        scaled("blocks.1.hook_attn_out"),
+        "HookedTransformer",
+        stream("Resid End"),
+    ),
+    "the stream is scaled": (
+        scaled("blocks.1.hook_resid_pre"),
+        "HookedTransformer",
+        stream("A1.0.Q"),
+    ),
+    "a norm is scaled": (
+        scaled("blocks.1.ln1.hook_normalized"),
+        "HookedTransformer",
+        computes("A1.0.V … A1.3.V"),
+    ),
+    "queries are scaled": (
+        scaled("blocks.0.attn.hook_q"),
+        "HookedTransformer",
+        computes("A0.0.Q … A0.3.Q"),
+    ),
+    "values are scaled": (
+        scaled("blocks.1.attn.hook_v"),
+        "HookedTransformer",
+        computes("A1.0.V … A1.3.V"),
+    ),
+    "Gemma 2, which norms what its blocks write": (
+        lambda: bridge("Gemma2ForCausalLM"),
+        "TransformerBridge",
+        stream("MLP 1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_a_model_that_does_otherwise_is_refused(what: str) -> None:
+    build, kind, tensor = DIFFERENT[what]
+    model = build()
+    with torch.no_grad():
+        model(tokens(1))
+    before = footprint(model)
+    with pytest.raises(ct.AnatomyError) as caught:
+        ct.wrap(model)
+    said = REFUSAL.match(str(caught.value))
+    assert said is not None, str(caught.value)
+    assert said["model"] == kind
+    assert float(said["amount"]) > 1e-2
+    if not tensor.startswith("what A1.0.V"):
+        # The largest difference is named; which of Q, K and V that is may change with the weights.
+        assert said["what"].split(" that ")[0] == tensor.split(" that ")[0]
+    assert footprint(model) == before
+    assert ct.wrap(model, verify=False).n_edges > 0, "the check can be skipped"
+
+
+def test_the_tensor_that_differs_most_is_named() -> None:
+    with pytest.raises(
+        ct.AnatomyError, match=r"it: what A0\.0\.Q … A0\.3\.Q computes from .* 0\.33 rel"
+    ):
+        ct.wrap(scaled("blocks.0.attn.hook_q")())
+    with pytest.raises(
+        ct.AnatomyError, match=r"it: the residual stream that Resid End reads differs by"
+    ):
+        ct.wrap(scaled("blocks.1.hook_resid_post")())
+
+
+def test_a_small_difference_is_seen() -> None:
+    """One per cent is no rounding."""
+    with pytest.raises(ct.AnatomyError):
+        ct.wrap(scaled("blocks.1.attn.hook_k", 1.01)())
+    assert ct.wrap(scaled("blocks.1.attn.hook_k", 1 + 1e-6)()).n_edges == 110, "rounding is not"
+
+
+def test_trusting_an_unverified_model_shows_in_its_record() -> None:
+    model = ct.wrap(bridge("Gemma2ForCausalLM"), verify=False)
+    assert model.trace(tokens(1)).reconstruction_error() > 1e-2
+
+
+PLACES_FOR_NAN: dict[str, Callable[[Any], Tensor]] = {
+    "W_E": lambda m: m.embed.W_E,
+    "first W_Q": lambda m: m.blocks[0].attn.W_Q,
+    "last W_Q": lambda m: m.blocks[1].attn.W_Q,
+    "last W_O": lambda m: m.blocks[1].attn.W_O,
+    "last W_in": lambda m: m.blocks[1].mlp.W_in,
+    "last b_out": lambda m: m.blocks[1].mlp.b_out,
+}
+
+
+@pytest.mark.parametrize("place", PLACES_FOR_NAN)
+def test_a_model_with_nan_in_it_is_refused(place: str) -> None:
+    model = hooked()
+    with torch.no_grad():
+        PLACES_FOR_NAN[place](model)[...] = float("nan")
+    with pytest.raises(ct.AnatomyError, match="differs by nan"):
+        ct.wrap(model)
+
+
+def test_ungrouped_key_value_heads_are_refused() -> None:
+    """With this flag TransformerLens shows keys and values once per query head."""
+    model = hooked(n_key_value_heads=2)
+    model.set_ungroup_grouped_query_attention(True)
+    with pytest.raises(
+        ct.AnatomyError, match=r"what A0\.0\.K … A0\.1\.K computes .* differs by inf"
+    ):
+        ct.wrap(model)
+
+
+def test_grouped_heads_cannot_go_unsplit() -> None:
+    for build in (CASES["hooked grouped"].build, CASES["bridge Llama"].build):
+        with pytest.raises(ct.AnatomyError) as caught:
+            ct.wrap(build(), separate_qkv=False)
+        assert str(caught.value) == (
+            "separate_qkv=False needs one key-value head per query head; this model has 2 for 4. Wrap "
+            "it with separate_qkv=True."
+        )
+
+
+@pytest.mark.parametrize("build", [hooked, native], ids=["hooked", "native"])
+def test_a_context_window_shorter_than_the_example(build: Callable) -> None:
+    if build is hooked:
+        model = ct.wrap(hooked(n_ctx=2))
+        ids = tokens(1, seq=2)
+        assert model.trace(ids).reconstruction_error() < 1e-5
+    else:
+        model = ct.wrap(native())
+        assert model.trace(tokens(1)).reconstruction_error() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_not_refused(dtype: torch.dtype) -> None:
+    model = ct.wrap(hooked().to(dtype))
+    assert model.trace(tokens(1)).logits.dtype == dtype

@@ -1,0 +1,225 @@
+"""Reading what a user asks to patch, and refusing what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import circuit_trace as ct
+from circuit_trace.plan import check_scores, make_plan, score_shape
+from circuit_trace.plan.masks import masks_from_edges
+from tests.models import shared
+
+PLAIN = ct.wrap(shared("hooked LN"), verify=False)
+AT_3 = ct.wrap(shared("hooked LN"), seq_len=3, verify=False)
+EDGE = "A0.1->A1.2.Q"
+
+
+def test_only_modules_that_an_edge_ends_in_get_a_mask() -> None:
+    masks, named = masks_from_edges(PLAIN.graph, [EDGE, "MLP 0->Resid End"])
+    assert list(masks) == ["blocks.1.hook_q_input", "blocks.1.hook_resid_post"]
+    assert masks["blocks.1.hook_q_input"].nonzero().tolist() == [[2, 2]]
+    assert masks["blocks.1.hook_resid_post"].nonzero().tolist() == [[5]]
+    assert [str(PLAIN.graph.edge_at(number)) for number in named] == [EDGE, "MLP 0->Resid End"]
+
+
+def test_positions() -> None:
+    masks, _ = masks_from_edges(AT_3.graph, {(1, EDGE): 0.5, "MLP 0->Resid End": -2})
+    q, end = masks["blocks.1.hook_q_input"], masks["blocks.1.hook_resid_post"]
+    assert q.nonzero().tolist() == [[1, 2, 2]]
+    assert q[1, 2, 2] == 0.5
+    assert end[:, 5].tolist() == [-2, -2, -2]
+    assert end.count_nonzero() == 3
+
+
+def test_what_is_said_later_counts() -> None:
+    masks, named = masks_from_edges(AT_3.graph, {EDGE: 0.5, (1, EDGE): 0.0})
+    assert masks["blocks.1.hook_q_input"][:, 2, 2].tolist() == [0.5, 0.0, 0.5]
+    assert len(named) == 3, "an edge at mask 0 is named too"
+
+
+MASK_VALUES: dict[str, tuple[Any, float]] = {
+    "int": (1, 1.0),
+    "bool": (True, 1.0),
+    "negative": (-0.25, -0.25),
+    "0-d tensor": (torch.tensor(0.25), 0.25),
+    "tensor of one": (torch.tensor([0.25]), 0.25),
+    "integer tensor": (torch.tensor(2), 2.0),
+    "double tensor": (torch.tensor(0.5, dtype=torch.float64), 0.5),
+    "parameter": (torch.nn.Parameter(torch.tensor(0.25)), 0.25),
+}
+
+
+@pytest.mark.parametrize("kind", MASK_VALUES)
+def test_mask_values(kind: str) -> None:
+    given, expected = MASK_VALUES[kind]
+    masks, _ = masks_from_edges(PLAIN.graph, {EDGE: given})
+    assert masks["blocks.1.hook_q_input"][2, 2].item() == expected
+
+
+FINITE = "expected a finite number"
+BAD_VALUES: dict[str, tuple[Any, str]] = {
+    "nan": (float("nan"), f"The mask of the edge '{EDGE}' is nan: {FINITE}"),
+    "inf": (float("inf"), f"The mask of the edge '{EDGE}' is inf: {FINITE}"),
+    "nan tensor": (torch.tensor(float("nan")), f"The mask of the edge '{EDGE}' is nan: {FINITE}"),
+    "too large for float32": (1e300, f"The mask of the edge '{EDGE}' is 1e+300: {FINITE}"),
+    "text": ("1", f"The mask of the edge '{EDGE}' is '1': {FINITE}"),
+    "None": (None, f"The mask of the edge '{EDGE}' is None: {FINITE}"),
+    "two numbers": (torch.ones(2), f"The mask of the edge '{EDGE}' is tensor([1., 1.]): {FINITE}"),
+    "complex": (1j, f"The mask of the edge '{EDGE}' is 1j: {FINITE}"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_VALUES)
+@pytest.mark.usefixtures("as_a_user")
+def test_mask_values_that_are_refused(kind: str) -> None:
+    given, message = BAD_VALUES[kind]
+    with pytest.raises(ct.MaskError) as caught:
+        masks_from_edges(PLAIN.graph, {EDGE: given})
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("edges", [5, 1.5, object(), [5], [None], {5: 1.0}, {None: 1.0}])
+@pytest.mark.usefixtures("as_a_user")
+def test_edges_that_cannot_be_read(edges: Any) -> None:
+    with pytest.raises(ct.EdgeError, match=r"Cannot read .* expected"):
+        masks_from_edges(PLAIN.graph, edges)
+
+
+def full(value: float = 1.0, *, model: ct.PatchableModel = PLAIN) -> dict[str, torch.Tensor]:
+    return {
+        module.name: torch.full(score_shape(module, model.seq_len), value)
+        for module in model.graph.modules
+    }
+
+
+def test_scores_are_taken_as_they_are() -> None:
+    scores = full(0.5)
+    checked = check_scores(PLAIN.graph, scores, "The masks")
+    assert list(checked) == list(scores)
+    assert all(torch.equal(checked[name], scores[name]) for name in scores)
+    assert check_scores(PLAIN.graph, {}, "The masks") == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.float64])
+def test_scores_of_any_real_type_are_floats(dtype: torch.dtype) -> None:
+    scores = {"blocks.0.hook_mlp_in": torch.tensor([1, 0, 1, 0, 1]).to(dtype)}
+    checked = check_scores(PLAIN.graph, scores, "The masks")["blocks.0.hook_mlp_in"]
+    assert checked.is_floating_point()
+    assert checked.tolist() == [1, 0, 1, 0, 1]
+
+
+Q, SHAPE_HINT = "blocks.1.hook_q_input", "([seq, head, source], each where it applies)"
+
+
+def unknown(module: str) -> str:
+    return (
+        f"The masks name the module {module!r}, which this model's graph does not have. Expected some "
+        "of: blocks.0.hook_q_input, blocks.0.hook_k_input, blocks.0.hook_v_input, "
+        "blocks.0.hook_mlp_in, blocks.1.hook_q_input, blocks.1.hook_k_input, … (9 in all)."
+    )
+
+
+def with_nan() -> torch.Tensor:
+    scores = torch.zeros(4, 6)
+    scores[2, 2] = float("nan")
+    return scores
+
+
+def with_inf_at_1() -> torch.Tensor:
+    scores = torch.zeros(3, 4, 6)
+    scores[1, 2, 2] = float("-inf")
+    return scores
+
+
+BAD_SCORES: dict[str, tuple[ct.PatchableModel, Callable[[], Any], str]] = {
+    "a list": (
+        PLAIN,
+        lambda: [torch.ones(1)],
+        "The masks must be PruneScores, a dict from a module's name (such as "
+        "'blocks.0.hook_q_input') to a tensor; got list.",
+    ),
+    "a tensor": (
+        PLAIN,
+        lambda: torch.ones(1),
+        "The masks must be PruneScores, a dict from a module's name (such as "
+        "'blocks.0.hook_q_input') to a tensor; got Tensor.",
+    ),
+    "an unknown module": (
+        PLAIN,
+        lambda: {"blocks.9.hook_q_input": torch.ones(4, 1)},
+        unknown("blocks.9.hook_q_input"),
+    ),
+    "an edge's name": (
+        PLAIN,
+        lambda: {EDGE: torch.ones(1)},
+        unknown(EDGE),
+    ),
+    "a module of the unsplit graph": (
+        PLAIN,
+        lambda: {"blocks.0.hook_attn_in": torch.ones(4, 1)},
+        unknown("blocks.0.hook_attn_in"),
+    ),
+    "too many sources": (
+        PLAIN,
+        lambda: {Q: torch.ones(4, 7)},
+        f"The masks of '{Q}' have the wrong shape: expected (4, 6) {SHAPE_HINT}, got (4, 7).",
+    ),
+    "transposed": (
+        PLAIN,
+        lambda: {Q: torch.ones(6, 4)},
+        f"The masks of '{Q}' have the wrong shape: expected (4, 6) {SHAPE_HINT}, got (6, 4).",
+    ),
+    "no tensor": (
+        PLAIN,
+        lambda: {Q: 1.0},
+        f"The masks of '{Q}' have the wrong shape: expected (4, 6) {SHAPE_HINT}, got float.",
+    ),
+    "positions that the graph has not": (
+        PLAIN,
+        lambda: {Q: torch.ones(3, 4, 6)},
+        f"The masks of '{Q}' have the wrong shape: expected (4, 6) {SHAPE_HINT}, got (3, 4, 6). They "
+        "have token positions: wrap the model with seq_len=3.",
+    ),
+    "no positions where the graph has them": (
+        AT_3,
+        lambda: {Q: torch.ones(4, 6)},
+        f"The masks of '{Q}' have the wrong shape: expected (3, 4, 6) {SHAPE_HINT}, got (4, 6). They "
+        "have no token positions: wrap the model without seq_len.",
+    ),
+    "other positions": (
+        AT_3,
+        lambda: {Q: torch.ones(5, 4, 6)},
+        f"The masks of '{Q}' have the wrong shape: expected (3, 4, 6) {SHAPE_HINT}, got (5, 4, 6).",
+    ),
+    "a NaN": (
+        PLAIN,
+        lambda: {Q: with_nan()},
+        f"The masks of '{Q}' hold {EDGE} = nan: expected finite numbers.",
+    ),
+    "an infinity at a position": (
+        AT_3,
+        lambda: {Q: with_inf_at_1()},
+        f"The masks of '{Q}' hold {EDGE} @1 = -inf: expected finite numbers.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SCORES)
+@pytest.mark.usefixtures("as_a_user")
+def test_scores_that_are_refused(kind: str) -> None:
+    model, make, message = BAD_SCORES[kind]
+    with pytest.raises(ct.MaskError) as caught:
+        make_plan(model.graph, None, None, make())
+    assert str(caught.value) == message
+
+
+def test_a_score_of_the_wrong_shape_names_the_module_that_has_it() -> None:
+    scores = {**full(), "blocks.1.hook_mlp_in": torch.ones(3)}
+    with pytest.raises(
+        ct.MaskError, match=r"of 'blocks\.1\.hook_mlp_in' .* expected \(10,\) .* got \(3,\)"
+    ):
+        check_scores(PLAIN.graph, scores, "The scores")

@@ -1,0 +1,158 @@
+"""The table of edges against numbers computed one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+import circuit_trace as ct
+from tests.models import TYPICAL, copy_of, oracle, shared, tokens, wrapped
+from tests.oracle import Ask
+
+SEQ = 6
+CLEAN, CORRUPT = tokens(1, seq=SEQ), tokens(2, seq=SEQ)
+COLUMNS = [
+    "edge",
+    "src",
+    "dest",
+    "seq_idx",
+    "token",
+    "mask",
+    "current_norm",
+    "patched_norm",
+    "delta_norm",
+    "cosine",
+]
+EDGES = {"A0.1->A1.2.Q": 1.0, "A0.1->Resid End": -0.5, "A0.3->MLP 1": 0.5, "MLP 0->Resid End": 0.0}
+
+
+def expected_row(name: str, source: str, batch_idx: int, seq_idx: int | None, edges: dict) -> dict:
+    """Norms and cosine from the oracle's activations of the same patched pass."""
+    second = oracle(name)
+    corrupt = second.run(CORRUPT).wrote
+    asks = [Ask(*edge.split("->"), None, mask) for edge, mask in edges.items()]
+    current = second.run(CLEAN, corrupt, asks).wrote[source][batch_idx]
+    patched = corrupt[source][batch_idx]
+    if seq_idx is not None:
+        current, patched = current[seq_idx], patched[seq_idx]
+    norms = float(current.norm()), float(patched.norm())
+    return {
+        "current_norm": norms[0],
+        "patched_norm": norms[1],
+        "delta_norm": float((patched - current).norm()),
+        "cosine": float((current * patched).sum()) / (norms[0] * norms[1]),
+    }
+
+
+@pytest.mark.parametrize("batch_idx", [0, 1])
+@pytest.mark.parametrize("name", TYPICAL)
+def test_norms_over_all_positions(name: str, batch_idx: int) -> None:
+    trace = wrapped(name).trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
+    table = trace.table(batch_idx=batch_idx)
+    assert list(table.columns) == COLUMNS
+    assert list(table["edge"]) == sorted(EDGES, key=list(e.name for e in trace.graph.edges).index)
+    for _, row in table.iterrows():
+        assert row["edge"] == f"{row['src']}->{row['dest']}"
+        assert row["mask"] == EDGES[row["edge"]]
+        assert row["seq_idx"] is pd.NA
+        assert row["token"] is None
+        for column, value in expected_row(name, row["src"], batch_idx, None, EDGES).items():
+            assert row[column] == pytest.approx(value, rel=1e-4), (row["edge"], column)
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+def test_norms_at_positions(name: str) -> None:
+    asked = {(4, "A0.1->A1.2.Q"): 1.0, (0, "A0.3->MLP 1"): 0.5, (5, "A0.3->MLP 1"): 0.25}
+    trace = wrapped(name, SEQ).trace(CLEAN, corrupt=CORRUPT, edges=asked)
+    table = trace.table(batch_idx=1)
+    got = list(zip(table["seq_idx"], table["edge"], table["mask"], strict=True))
+    assert got == [(0, "A0.3->MLP 1", 0.5), (4, "A0.1->A1.2.Q", 1.0), (5, "A0.3->MLP 1", 0.25)]
+    for _, row in table.iterrows():
+        # The sources stand before every patched destination: nothing patched changes them.
+        for column, value in expected_row(name, row["src"], 1, row["seq_idx"], {}).items():
+            assert row[column] == pytest.approx(value, rel=1e-4), (row["edge"], column)
+
+
+def test_column_types() -> None:
+    table = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
+    assert table["seq_idx"].dtype == pd.Int64Dtype()
+    for column in COLUMNS[5:]:
+        assert table[column].dtype.kind == "f", column
+    assert isinstance(table.index, pd.RangeIndex)
+
+
+def test_without_patched_edges_every_edge_has_a_row() -> None:
+    trace = wrapped("hooked LN").trace(CLEAN)
+    table = trace.table()
+    assert list(table["edge"]) == [edge.name for edge in trace.graph.edges]
+    assert (table["mask"] == 0).all()
+    assert (table["current_norm"] > 0).all()
+    assert table[["patched_norm", "delta_norm", "cosine"]].isna().all(axis=None)
+
+
+def test_recorded_with_what_would_be_patched_in() -> None:
+    table = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT).table()
+    assert len(table) == 110
+    assert (table["mask"] == 0).all()
+    assert table[["patched_norm", "delta_norm", "cosine"]].notna().all(axis=None)
+    assert table["cosine"].between(-1, 1).all()
+
+
+def test_every_edge_of_every_position() -> None:
+    model = wrapped("hooked LN", SEQ)
+    table = model.trace(CLEAN, corrupt=CORRUPT).table()
+    assert len(table) == model.n_edges
+    assert list(table["seq_idx"]) == [edge.seq_idx for edge in model.edges]
+    whole = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT).table().set_index("edge")
+    by_edge = table.groupby("edge")
+    squares = by_edge["delta_norm"].apply(lambda norms: math.sqrt((norms**2).sum()))
+    assert squares["A0.1->A1.2.Q"] == pytest.approx(
+        whole.loc["A0.1->A1.2.Q", "delta_norm"], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("ablation", "patched_norm", "cosine"),
+    [(ct.AblationType.ZERO, 0.0, None), (ct.AblationType.BATCH_TOKENWISE_MEAN, None, None)],
+)
+def test_ablated_outputs(
+    ablation: ct.AblationType, patched_norm: float | None, cosine: float | None
+) -> None:
+    trace = wrapped("hooked LN").trace(CLEAN, edges=["A0.1->Resid End"], ablation=ablation)
+    row = trace.table(batch_idx=1).iloc[0]
+    patched = trace.patched["A0.1"][1]
+    assert row["patched_norm"] == pytest.approx(float(patched.norm()), rel=1e-5, abs=1e-9)
+    delta = patched - trace.current["A0.1"][1]
+    assert row["delta_norm"] == pytest.approx(float(delta.norm()), rel=1e-5)
+    if patched_norm is not None:
+        assert row["patched_norm"] == patched_norm
+        assert math.isnan(row["cosine"]), "zero points nowhere"
+
+
+def test_the_same_values_point_the_same_way() -> None:
+    trace = wrapped("hooked LN").trace(CLEAN, corrupt=CLEAN, edges=["A0.1->Resid End"])
+    row = trace.table().iloc[0]
+    assert row["cosine"] == pytest.approx(1.0, abs=1e-6)
+    assert row["delta_norm"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_tokens_stand_beside_their_positions() -> None:
+    model = wrapped("hooked LN", SEQ)
+    trace = model.trace(
+        CLEAN, corrupt=CORRUPT, edges=[(4, "A0.1->A1.2.Q"), (2, "MLP 0->Resid End")]
+    )
+    spelt = dataclasses.replace(trace, to_strings=lambda row: [f"t{int(token)}" for token in row])
+    table = spelt.table(batch_idx=1)
+    assert list(table["token"]) == [f"t{int(CLEAN[1, 2])}", f"t{int(CLEAN[1, 4])}"]
+
+
+def test_wider_types_are_tabled_in_single_precision() -> None:
+    model = ct.wrap(copy_of(shared("hooked LN")).to(torch.bfloat16))
+    table = model.trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
+    expected = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
+    for column in COLUMNS[6:]:
+        assert table[column].tolist() == pytest.approx(expected[column].tolist(), rel=0.1, abs=0.1)

@@ -1,0 +1,154 @@
+"""Figures become files: pictures through Kaleido, and what happens where there is no browser."""
+
+from __future__ import annotations
+
+import html
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from choreographer.browsers.chromium import Chromium
+
+import circuit_trace as ct
+from circuit_trace.visualize.write import FORMATS, IMAGES, check_path, write
+from tests.visualize.pictures import SEQ, random_scores, scores, wrapped
+
+pytestmark = pytest.mark.filterwarnings("ignore:The kopts argument is ignored")
+"""Plotly passes options that a Kaleido which runs already has no use for."""
+
+SIGNATURES: dict[str, Callable[[bytes], bool]] = {
+    ".png": lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"),
+    ".svg": lambda data: data.startswith(b"<svg ") and data.rstrip().endswith(b"</svg>"),
+    ".pdf": lambda data: data.startswith(b"%PDF-") and b"%%EOF" in data[-32:],
+    ".jpg": lambda data: data.startswith(b"\xff\xd8\xff"),
+    ".jpeg": lambda data: data.startswith(b"\xff\xd8\xff"),
+    ".webp": lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP",
+}
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("kaleido_server")
+@pytest.mark.parametrize("suffix", [*IMAGES, ".PNG", ".Svg"])
+def test_a_picture_of_each_type(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written relative to the working directory, into a folder that is made."""
+    monkeypatch.chdir(tmp_path)
+    ct.draw_seq_graph(wrapped(), random_scores(6, seed=1), file_path=f"new/picture{suffix}")
+    data = (tmp_path / "new" / f"picture{suffix}").read_bytes()
+    assert SIGNATURES[suffix.lower()](data)
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("kaleido_server")
+@pytest.mark.parametrize("orientation", ["h", "v"])
+def test_a_png_has_twice_the_pixels_of_the_figure(orientation: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    drawn = ct.draw_seq_graph(
+        wrapped(SEQ),
+        random_scores(12, seed=2, positions=(1, 4), seq_len=SEQ),
+        orientation=orientation,
+        file_path=path,
+    )
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+    assert (width, height) == (2 * drawn.layout.width, 2 * drawn.layout.height)
+    assert 400 < drawn.layout.width < 2000
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("kaleido_server")
+def test_an_svg_has_the_size_and_the_words_of_the_figure(tmp_path: Path) -> None:
+    path = tmp_path / "picture.svg"
+    values = scores({(1, "A0.1->A1.2.Q"): 1.0}, SEQ)
+    labels = ["<b>&$x$", "$\\a$ </script>", *"cdef"]
+    drawn = ct.draw_seq_graph(wrapped(SEQ), values, seq_labels=labels, file_path=path)
+    text = path.read_text(encoding="utf-8")
+    assert f'width="{drawn.layout.width}" height="{drawn.layout.height}"' in text
+    for shown in ("A0.1", "A1.2", "Q 1.00", "$\\a$ </script>", "position 1"):
+        assert f">{shown}<" in html.unescape(text)
+    assert "<script" not in text
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("kaleido_server")
+@pytest.mark.parametrize("values", [{}, {(1, "A0.1->A1.2.Q"): 1.0}], ids=["none", "one"])
+def test_positions_without_edges_can_be_written(values: dict, tmp_path: Path) -> None:
+    path = tmp_path / "picture.svg"
+    ct.draw_seq_graph(wrapped(SEQ), scores(values, SEQ), show_all_seq_pos=True, file_path=path)
+    text = path.read_text(encoding="utf-8")
+    assert text.count('class="sankey-link"') == len(values)
+    assert all(f">position {position}<" in text for position in range(SEQ))
+
+
+@pytest.mark.browser
+def test_a_path_that_cannot_be_written(kaleido_server: None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "file" / "picture.png"
+    with pytest.raises(ct.errors.FigureError) as caught:
+        ct.draw_seq_graph(wrapped(), scores({"A0.1->MLP 0": 1.0}), file_path=path)
+    assert str(caught.value).startswith(f"Cannot write {str(path)!r}: ")
+
+
+@pytest.fixture
+def no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without Chrome: Kaleido's own search finds none."""
+    import kaleido
+
+    monkeypatch.setattr(Chromium, "find_browser", classmethod(lambda *_a, **_k: None))
+    # A Kaleido that other tests keep running has its browser already.
+    monkeypatch.setattr(kaleido._global_server, "is_running", lambda: False)
+
+
+@pytest.mark.usefixtures("no_browser")
+@pytest.mark.parametrize("suffix", IMAGES)
+def test_without_a_browser_the_error_says_what_to_install(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"picture{suffix}"
+    with pytest.raises(ct.errors.FigureError) as caught:
+        ct.draw_seq_graph(wrapped(), scores({"A0.1->MLP 0": 1.0}), file_path=path)
+    assert str(caught.value) == (
+        f"Pictures such as {suffix} are drawn by Kaleido, which needs Chrome or Chromium on this "
+        "machine and found none. Install one (Debian: apt-get install chromium; anywhere: "
+        "plotly_get_chrome), or write .html, which needs none."
+    )
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("no_browser")
+def test_without_a_browser_html_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "picture.html"
+    ct.draw_seq_graph(wrapped(), scores({"A0.1->MLP 0": 1.0}), file_path=path)
+    assert path.stat().st_size > 1_000_000  # Plotly's own code is in it
+
+
+def test_a_browser_that_does_not_start_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something called chromium that is none: as on a machine whose Chrome lacks its libraries."""
+    import kaleido
+
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\nexit 127\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(Chromium, "find_browser", classmethod(lambda *_a, **_k: str(broken)))
+    monkeypatch.setattr(kaleido._global_server, "is_running", lambda: False)
+    with pytest.raises(ct.errors.FigureError):
+        ct.draw_seq_graph(
+            wrapped(), scores({"A0.1->MLP 0": 1.0}), file_path=tmp_path / "picture.png"
+        )
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(go.Figure, "write_image", fail)
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        write(go.Figure(), tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_paths_of_every_type(suffix: str) -> None:
+    assert check_path(f"some/where{suffix}") == Path(f"some/where{suffix}")
+    assert check_path(Path(f"x{suffix.upper()}")) == Path(f"x{suffix.upper()}")
