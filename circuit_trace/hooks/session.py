@@ -116,6 +116,7 @@ class Session:
 
     def _tokens_came(self, tokens: Tensor) -> None:
         self._tokens = tokens.detach().clone()
+        self._whole = None  # what is left of a pass that failed after its stream had ended
         self._attach_recorders()
 
     def _source_wrote(self, number: int, tensor: Tensor) -> None:

@@ -495,22 +495,36 @@ def test_what_users_hooks_edit_counts_and_is_recorded(
     assert trace.reconstruction_error() < 1e-5
 
 
+BEFORE = ("a head's z", "patched queries", "patched values", "an MLP's output", "attention")
+
+
+@pytest.mark.parametrize("what", BEFORE)
 def test_hooks_put_on_before_the_context_count_too(
+    name: str, model: ct.PatchableModel, hooked: Any, what: str
+) -> None:
+    """They see, and may change, what is really used, as those put on later do."""
+    place, hook = USERS_EDITS[what]
+    second, patched = oracle(name), model.source_outputs(CORRUPT)
+    corrupt = second.run(CORRUPT).wrote
+    expected = second.run(CLEAN, corrupt, ASKS, users_hooks=[(place, hook)])
+    unhooked = model.trace(CLEAN, patched=patched, edges=EDGES).logits
+    hooked.add_hook(place, hook)
+    trace = model.trace(CLEAN, patched=patched, edges=EDGES)
+    assert_close(trace.logits, expected.logits, **CLOSE)
+    assert_close(trace.current.stack(), torch.stack(list(expected.wrote.values())), **CLOSE)
+    assert (trace.logits - unhooked).abs().max() > 1e-2
+    hooked.reset_hooks()
+    assert torch.equal(model.trace(CLEAN, patched=patched, edges=EDGES).logits, unhooked)
+
+
+def test_a_hook_put_on_before_sees_the_patched_end_of_the_stream(
     name: str, model: ct.PatchableModel, hooked: Any
 ) -> None:
-    place, hook = USERS_EDITS["a head's z"]
-    hooked.add_hook(place, hook)
-    second = oracle(name)
-    # The corrupt pass runs with the user's hook as well.
-    corrupt = second.run(CORRUPT, users_hooks=[(place, hook)]).wrote
-    expected = second.run(CLEAN, corrupt, ASKS, users_hooks=[(place, hook)])
-    trace = model.trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
-    assert_close(trace.logits, expected.logits, **CLOSE)
-    assert_close(trace.current["A0.1"], expected.wrote["A0.1"], **CLOSE)
-    hooked.reset_hooks()
-    assert (
-        model.trace(CLEAN, corrupt=CORRUPT, edges=EDGES).logits - trace.logits
-    ).abs().max() > 1e-2
+    seen: list[Tensor] = []
+    hooked.add_hook("blocks.1.hook_resid_post", lambda tensor, hook: seen.append(tensor.clone()))
+    trace = model.trace(CLEAN, patched=model.source_outputs(CORRUPT), edges=EDGES)
+    end = trace.dest("Resid End").received.sum(0) + oracle(name).bias_before("Resid End")
+    assert_close(seen[-1], end, **CLOSE)
 
 
 def test_a_hook_put_on_in_the_context_counts(
@@ -633,9 +647,8 @@ def test_token_edges_need_passes_of_their_length(seq: int) -> None:
     with pytest.raises(ct.InputError) as caught:
         model.trace(tokens(1, seq=seq), corrupt=tokens(2, seq=seq), edges=["A0.1->Resid End"])
     assert str(caught.value) == (
-        f"The model was wrapped with seq_len=6, but this pass has {seq} positions, so its token edges "
-        f"(into 'blocks.1.hook_resid_post') do not fit. Wrap the model again with seq_len={seq}, or "
-        "without positions."
+        f"The model was wrapped with seq_len=6, but this pass has {seq} positions. Wrap the model again "
+        f"with seq_len={seq}, or without positions."
     )
     assert footprint(model.wrapped_model) == before
 

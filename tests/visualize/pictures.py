@@ -163,6 +163,7 @@ class Rect:
         )
 
 
+@cache
 def stacking_of(diagram: Diagram, panel: Panel) -> tuple[list[Flow], Stacking]:
     """The links of a panel, and what Plotly decides about them in its domain."""
     flows = [Flow(link.source, link.target, link.value) for link in panel.links]

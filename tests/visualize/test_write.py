@@ -109,7 +109,7 @@ def test_without_a_browser_the_error_says_what_to_install(suffix: str, tmp_path:
         ct.draw_seq_graph(wrapped(), scores({"A0.1->MLP 0": 1.0}), file_path=path)
     assert str(caught.value) == (
         f"Pictures such as {suffix} are drawn by Kaleido, which needs Chrome or Chromium on this "
-        "machine and found none. Install one (Debian: apt-get install chromium; anywhere: "
+        "machine and found none that starts. Install one (Debian: apt-get install chromium; anywhere: "
         "plotly_get_chrome), or write .html, which needs none."
     )
     assert not path.exists()
