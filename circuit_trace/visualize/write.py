@@ -14,8 +14,8 @@ FORMATS = (".html", ".json", *IMAGES)
 
 NO_BROWSER = (
     "Pictures such as {suffix} are drawn by Kaleido, which needs Chrome or Chromium on this machine "
-    "and found none that starts. Install one (Debian: apt-get install chromium; anywhere: plotly_get_chrome), "
-    "or write .html, which needs none."
+    "and found none that starts. Install one (Debian: apt-get install chromium; anywhere: "
+    "plotly_get_chrome), or write .html, which needs none."
 )
 
 
