@@ -122,6 +122,8 @@ class _Builder:
             to_tokens=partial(_to_tokens, self.model),
             to_strings=_strings_of(getattr(self.model, "tokenizer", None)),
             cfg=cfg,
+            # HookedTransformer's unembedding copies W_U in each pass; nothing verified needs it.
+            example_options={"return_type": None} if self.norm is _hooked_norm else {},
         )
 
     def _hook(self, hooks: dict[str, nn.Module], name: str) -> Point:
@@ -228,8 +230,10 @@ def _project(norm: Norm, attn: Any, letter: str, x: Tensor, heads: Sequence[int]
     bias = getattr(attn, f"_b_{letter}", None)
     bias = getattr(attn, f"b_{letter}", None) if bias is None else bias
     normed = norm(x).to(weight.dtype)
-    projected = torch.bmm(normed.flatten(1, 2), weight[index]).unflatten(1, x.shape[1:3])
-    return projected if bias is None else projected + bias[index][:, None, None]
+    if len(index) < len(weight):  # all of them need no gather
+        weight, bias = weight[index], None if bias is None else bias[index]
+    projected = torch.bmm(normed.flatten(1, 2), weight).unflatten(1, x.shape[1:3])
+    return projected if bias is None else projected + bias[:, None, None]
 
 
 def _example(model: Any) -> Tensor:

@@ -7,8 +7,8 @@ module whose units read from and add to one stream can be described this way (se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxtyping import Float, Int
@@ -106,3 +106,5 @@ class Anatomy:
     to_tokens: Callable[[str | list[str]], Int[Tensor, "batch seq"]] | None = None
     to_strings: Callable[[Int[Tensor, " seq"]], list[str]] | None = None
     cfg: Any = None
+    example_options: Mapping[str, Any] = field(default_factory=dict)
+    """What the example is run with, for instance to leave out a costly unembedding."""

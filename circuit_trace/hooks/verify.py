@@ -23,6 +23,7 @@ class _Difference:
     relative: float
 
 
+@torch.no_grad()
 def verify(model: nn.Module, anatomy: Anatomy) -> None:
     """Run the anatomy's example and compare its arithmetic with the model's own tensors.
 
@@ -81,16 +82,13 @@ class _Seen:
     def sum_before(self, n_sources: int) -> Tensor:
         """The sum of the first sources and of the biases of their sites."""
         assert self.record is not None
-        if n_sources not in self._sums:
-            total, start = torch.zeros(()), 0
+        if not self._sums:
+            total, end = torch.zeros(()), 0
             for site, bias in zip(self.record.outputs, self.record.biases, strict=True):
-                end = start + site.code.shape[2]
-                if end > n_sources:
-                    break
-                written = site.project(range(site.code.shape[2])).sum(0)
-                total = total + written + (0 if bias is None else bias)
-                start = end
-            self._sums[n_sources] = total
+                total = total + site.project(range(site.code.shape[2])).sum(0)
+                total = total if bias is None else total + bias
+                end += site.code.shape[2]
+                self._sums[end] = total
         return self._sums[n_sources]
 
     def _tensor(self, point: Point, dest: DestSite) -> Tensor:
@@ -131,7 +129,7 @@ def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
         devices = [p.device for p in model.parameters() if p.is_cuda][:1]
         # Dropout in a model in training mode must not move the user's random numbers.
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            model(anatomy.example())
+            model(anatomy.example(), **anatomy.example_options)
     finally:
         session.detach()
         for handle in handles:

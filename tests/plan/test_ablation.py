@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ CLEAN, CORRUPT = tokens(11, batch=3), tokens(12, batch=3)
 A = ct.AblationType
 
 
-def wrote(name: str, ids: Tensor) -> dict[str, Tensor]:
-    """What each source writes, by TransformerLens' own hooks."""
-    return oracle(name).run(ids).wrote
+@cache
+def wrote(name: str, what: str) -> dict[str, Tensor]:
+    """What each source writes on the clean or corrupt prompts, by TransformerLens' own hooks."""
+    return oracle(name).run({"clean": CLEAN, "corrupt": CORRUPT}[what]).wrote
 
 
 def both(clean: Tensor, corrupt: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ def test_each_against_plain_arithmetic(name: str, ablation: A) -> None:
     model = wrapped(name)
     data = [(CLEAN, CORRUPT)] if ablation.mean_over_dataset else CORRUPT
     outputs = model.source_outputs(data, ablation)
-    clean, corrupt = wrote(name, CLEAN), wrote(name, CORRUPT)
+    clean, corrupt = wrote(name, "clean"), wrote(name, "corrupt")
     assert list(outputs) == list(clean)
     for source, value in outputs.items():
         expected = EXPECTED[ablation](clean[source], corrupt[source])
@@ -80,7 +82,7 @@ def test_each_patched_in_against_the_oracle(name: str, ablation: A) -> None:
     ]
     edges = {ask.name: ask.mask for ask in asks}
     trace = model.trace(CLEAN, corrupt=CORRUPT, edges=edges, ablation=ablation)
-    clean, corrupt = wrote(name, CLEAN), wrote(name, CORRUPT)
+    clean, corrupt = wrote(name, "clean"), wrote(name, "corrupt")
     patched = {
         source: EXPECTED[ablation](clean[source], corrupt[source]).expand_as(clean[source])
         for source in clean
@@ -106,7 +108,7 @@ def test_those_that_need_no_corrupt_prompt_take_the_clean_one(
 ) -> None:
     model = wrapped("hooked LN")
     trace = model.trace(CLEAN, edges=["A0.1->Resid End"], ablation=ablation)
-    clean = wrote("hooked LN", CLEAN)["A0.1"]
+    clean = wrote("hooked LN", "clean")["A0.1"]
     assert_close(trace.patched["A0.1"], of(clean).expand_as(clean))
 
 

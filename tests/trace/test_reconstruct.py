@@ -104,6 +104,14 @@ def test_a_tampered_mask_shows(trace: ct.Trace, module: str) -> None:
     assert tampered.reconstruction_error() > WRONG
 
 
+def test_every_input_that_was_read_is_compared(trace: ct.Trace) -> None:
+    for number, read in enumerate(trace.reads):
+        other = replace(read, seen=read.seen * 1.5)
+        reads = (*trace.reads[:number], other, *trace.reads[number + 1 :])
+        assert replace(trace, reads=reads).reconstruction_error() > WRONG, number
+    assert len(trace.reads) > 5
+
+
 def test_a_forgotten_bias_shows(trace: ct.Trace) -> None:
     if trace.biases[1] is None:
         pytest.skip("this model's attention has no output bias")
