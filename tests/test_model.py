@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -287,21 +286,23 @@ def test_last_trace_is_of_the_last_pass_whichever_context_it_ran_in(
     assert seen == [True] * 6
 
 
-def test_contexts_of_two_wrappers_of_one_model_do_not_drop_each_others_edges() -> None:
-    """Either both patches count, or the second is refused."""
+def test_contexts_of_two_wrappers_of_one_model_are_refused() -> None:
+    """They would not add up: each computes a head's query from the stream and its own edges."""
     with lent(shared("hooked LN")) as hooked:
         one, two = ct.wrap(hooked), ct.wrap(hooked)
         patched = one.source_outputs(CORRUPT)
-        expected = one.trace(CLEAN, patched=patched, edges=[E1, E2]).logits
-        logits = None
-        with (
-            contextlib.suppress(ct.CircuitTraceError),
-            torch.no_grad(),
-            one.patch(patched, edges=[E1]),
-            two.patch(patched, edges=[E2]),
-        ):
+        with torch.no_grad(), one.patch(patched, edges=[E1]):
             logits = hooked(CLEAN)
-        assert logits is None or torch.allclose(logits, expected, rtol=1e-5, atol=3e-5)
+            during = footprint(hooked)
+            with pytest.raises(ct.InputError) as caught, two.patch(patched, edges=[E2]):
+                pytest.fail("the context was entered")
+            assert footprint(hooked) == during
+            assert torch.equal(hooked(CLEAN), logits), "the first works on"
+        assert str(caught.value) == (
+            "Another wrapper of this model has a patch open. Close it first, or open both patches on "
+            "the same wrapper: contexts of one wrapper add up."
+        )
+        assert [edge.name for edge in two.trace(CLEAN, patched=patched, edges=[E2]).edges] == [E2]
 
 
 # --- before, during and after passes ------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_masks_learn_over_contexts() -> None:
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        values.append(float(value))
+        values.append(value.item())
     assert values == sorted(values, reverse=True)
     assert values[0] - values[-1] > 0.1
 
@@ -211,7 +211,7 @@ def test_masks_learn_inside_one_context() -> None:
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-            values.append(float(value))
+            values.append(value.item())
     assert values == sorted(values, reverse=True)
     assert values[0] - values[-1] > 0.1
 

@@ -12,6 +12,8 @@ from torch.testing import assert_close
 
 import circuit_trace as ct
 from circuit_trace.hooks import session as session_module
+from tests.anatomy.toy import ToyModel
+from tests.anatomy.toy import anatomy as toy_anatomy
 from tests.footprint import footprint, hooks_of, lent, n_hooks
 from tests.models import CASES, TWO, oracle, shape_of, shared, tokens, wrapped
 from tests.oracle import Ask
@@ -625,13 +627,8 @@ def test_a_pass_that_stops_early_leaves_no_trace(model: ct.PatchableModel, hooke
 
 
 def test_source_outputs_of_a_model_that_stops_early_say_so() -> None:
-    class Stopping(torch.nn.Module):
-        """Runs the start of what its anatomy describes, and not the end."""
-
-    from tests.anatomy.toy import ToyModel, anatomy
-
     toy = ToyModel()
-    model = ct.wrap(toy, anatomy=anatomy(toy))
+    model = ct.wrap(toy, anatomy=toy_anatomy(toy))
     toy.forward = lambda x: toy.start(x)
     with pytest.raises(ct.InputError) as caught:
         model.source_outputs(torch.ones(1, 3, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import weakref
@@ -294,8 +293,7 @@ def test_biases_changed_after_the_pass_do_not_make_the_record_wrong() -> None:
     trace = model.trace(CLEAN)
     with torch.no_grad():
         model.wrapped_model.blocks[0].attn.b_O.add_(2)
-    with contextlib.suppress(ct.InputError):
-        assert trace.reconstruction_error() < 1e-5
+    assert trace.reconstruction_error() < 1e-5
 
 
 @pytest.mark.parametrize("batch_idx", [-1, 2, 1.5, "0", None])
