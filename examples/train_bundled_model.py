@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from circuit_trace.integrations.models import END_OF_TEXT, UNKNOWN_WORD
 from safetensors.torch import save as serialize
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -42,6 +41,7 @@ from tqdm import tqdm
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from circuit_trace.demo.prompts import ANSWERS
+from circuit_trace.integrations.models import END_OF_TEXT, UNKNOWN_WORD
 
 DATA_FOLDER = Path(__file__).parents[1] / "circuit_trace" / "demo" / "data"
 

@@ -71,7 +71,7 @@ class _Task:
         """The logit of the right name less that of the wrong one, at the last position."""
         assert logits is not None
         right, wrong = self.answers
-        return float(logits[0, -1, right] - logits[0, -1, wrong])
+        return (logits[0, -1, right] - logits[0, -1, wrong]).item()
 
     def effect(self, edges: EdgesArg) -> float:
         """The change of the logit difference when these edges are patched, and only these."""

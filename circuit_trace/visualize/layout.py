@@ -8,7 +8,7 @@ meant with the flow: x and y where it runs from left to right.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from circuit_trace.visualize.plotly_layout import (
     LARGEST_PADDING,
@@ -21,8 +21,18 @@ from circuit_trace.visualize.plotly_layout import (
 NODE_THICKNESS = 12
 """Extent of a node along the flow, in pixels."""
 
-PASSING_GAP = 3
-"""Distance that a link passing a column keeps, so that it is aimed between nodes, not at them."""
+PASSING_GAP = 6
+"""Distance that a link passing a column keeps from the nodes in it."""
+
+CLEARING_ROUNDS = 12
+MOST_CLEARED = 60
+"""Up to so many links nodes are moved off the links that pass them; above, there is no room."""
+
+CROSSING = 100
+"""So many square pixels of a node may hide behind a link to save a crossing of two links."""
+
+NODE_WEIGHT = 3
+"""A label on a node or a name is so much worse than one on another label."""
 
 LABEL_PLACES = (0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74)
 """Where on its link a label is tried, from the middle outwards."""
@@ -83,6 +93,22 @@ def plotly_padding(
     return pad
 
 
+def padding_for_scale(
+    n_nodes: int, flows: Sequence[Flow], breadth: float, scale: float
+) -> tuple[float, float]:
+    """The padding that brings Plotly's pixels per weight down to a scale, as far as its largest
+    padding allows, and the scale that it then takes."""
+    values = node_values(n_nodes, flows)
+    columns = [
+        (len(column), sum(values[node] for node in column))
+        for column in plotly_columns(n_nodes, flows)
+    ]
+    most = max(count for count, _ in columns)
+    pads = [(breadth - scale * held) / (count - 1) for count, held in columns if count > 1]
+    pad = min(max(min(pads), 0.0), LARGEST_PADDING * breadth / (most - 1)) if pads else 0.0
+    return pad, min((breadth - (count - 1) * pad) / held for count, held in columns)
+
+
 def place(
     columns: Sequence[int],
     flows: Sequence[Flow],
@@ -130,32 +156,166 @@ def place(
             across[item] = at + heights[item] / 2
             at += heights[item]
     step = (length - NODE_THICKNESS) / max(n_columns - 1, 1)
-    nodes = tuple(
+    nodes = [
         Box(NODE_THICKNESS / 2 + column * step, across[node], NODE_THICKNESS, heights[node])
         for node, column in enumerate(columns)
-    )
-    return Placed(nodes, _ends(nodes, flows, stacking), breadth)
+    ]
+    if passers and len(flows) <= MOST_CLEARED:
+        nodes = _cleared(nodes, order, flows, stacking, gap)
+        top = min(node.across - node.breadth / 2 for node in nodes) - gap
+        nodes = [replace(node, across=node.across - top) for node in nodes]
+        breadth = max(node.across + node.breadth / 2 for node in nodes)
+    return Placed(tuple(nodes), _ends(nodes, flows, stacking), breadth)
 
 
 def place_labels(
     placed: Placed, flows: Sequence[Flow], sizes: Sequence[Point], taken: Sequence[Box]
 ) -> list[Point]:
     """Put a label of the given extents on each link where it covers least of what is there."""
-    boxes = [*placed.nodes, *taken]
-    points: list[Point] = []
+    fixed = [*placed.nodes, *taken]
+    labels: list[Box] = []
+
+    def covered(box: Box) -> int:
+        on_fixed = sum(box.overlap(other) for other in fixed)
+        return round(NODE_WEIGHT * on_fixed + sum(box.overlap(other) for other in labels))
+
     for flow, ends, (length, breadth) in zip(flows, placed.ends, sizes, strict=True):
-        tried = [_on_link(placed, flow, ends, where) for where in LABEL_PLACES]
-        candidates = [Box(along, across, length, breadth) for along, across in tried]
-        best = min(candidates, key=lambda box: round(sum(box.overlap(other) for other in boxes)))
-        boxes.append(best)
-        points.append((best.along, best.across))
-    return points
+        tried = [_on_link(placed.nodes, flow, ends, where) for where in LABEL_PLACES]
+        labels.append(min((Box(*at, length, breadth) for at in tried), key=covered))
+    return [(label.along, label.across) for label in labels]
 
 
-def _on_link(placed: Placed, flow: Flow, ends: Point, where: float) -> Point:
+def middles(placed: Placed, flows: Sequence[Flow]) -> list[Point]:
+    """The middle of each link, for labels that are not written on it."""
+    return [
+        _on_link(placed.nodes, flow, ends, 0.5)
+        for flow, ends in zip(flows, placed.ends, strict=True)
+    ]
+
+
+def _cleared(
+    nodes: Sequence[Box],
+    order: Sequence[Sequence[int]],
+    flows: Sequence[Flow],
+    stacking: Stacking,
+    gap: float,
+) -> list[Box]:
+    """Move nodes off the links that pass them; each column keeps its order of nodes.
+
+    A move bends the links of the moved node, so this takes rounds; the best of them counts.
+    """
+    columns = [[item for item in column if item < len(nodes)] for column in order]
+    now = best = list(nodes)
+    least = float("inf")
+    for _ in range(CLEARING_ROUNDS):
+        ends = _ends(now, flows, stacking)
+        walls = [
+            [
+                (node, wall, _side(node, number, flows, ends))
+                for number, wall in _walls(now, column, flows, ends, stacking.scale).items()
+                for node in column
+            ]
+            for column in columns
+        ]
+        hidden = sum(
+            now[node].overlap(wall) + CROSSING * _is_astray(now[node], wall, side)
+            for own in walls
+            for node, wall, side in own
+        )
+        if hidden < least - 1:
+            best, least = now, hidden
+        if least <= 1:
+            break
+        moved = list(now)
+        for column, own in zip(columns, walls, strict=True):
+            at = float("-inf")
+            for node in column:
+                sides = [(wall, side) for other, wall, side in own if other == node]
+                at = _nearest_free(moved[node], sides, at, gap)
+                moved[node] = replace(moved[node], across=at)
+                at += moved[node].breadth / 2
+        now = moved
+    return best
+
+
+def _walls(
+    nodes: Sequence[Box],
+    column: Sequence[int],
+    flows: Sequence[Flow],
+    ends: Sequence[Point],
+    scale: float,
+) -> dict[int, Box]:
+    """Where links pass a column of nodes, from its first edge along the flow to its last."""
+    if not column:
+        return {}
+    along = nodes[column[0]].along
+    walls = {}
+    for number, (flow, pair) in enumerate(zip(flows, ends, strict=True)):
+        if not nodes[flow.source].along < along < nodes[flow.target].along:
+            continue
+        sides = [
+            _across_at(nodes, flow, pair, along + side)
+            for side in (-NODE_THICKNESS / 2, NODE_THICKNESS / 2)
+        ]
+        breadth = abs(sides[1] - sides[0]) + flow.value * scale + 2 * PASSING_GAP
+        walls[number] = Box(along, sum(sides) / 2, NODE_THICKNESS, breadth)
+    return walls
+
+
+def _side(node: int, passing: int, flows: Sequence[Flow], ends: Sequence[Point]) -> float:
+    """Above 0 if a node belongs beyond a link that passes it, below 0 if before: links that leave
+    or enter one node do not cross when they keep the order in which they are stacked there."""
+    source, target = flows[passing].source, flows[passing].target
+    side = 0.0
+    for flow, (start, end) in zip(flows, ends, strict=True):
+        if (flow.source, flow.target) == (source, node):
+            side += 1 if start > ends[passing][0] else -1
+        if (flow.source, flow.target) == (node, target):
+            side += 1 if end > ends[passing][1] else -1
+    return side
+
+
+def _is_astray(node: Box, wall: Box, side: float) -> bool:
+    """Whether a node is on the other side of a wall than where it belongs."""
+    return (node.across - wall.across) * side < 0
+
+
+def _nearest_free(node: Box, walls: Sequence[tuple[Box, float]], floor: float, gap: float) -> float:
+    """The place nearest to a node's own, with room for its name before it, beyond the floor, and
+    on the side of each wall where it belongs if that can be."""
+    half = node.breadth / 2
+    tried = [node.across, floor + gap + half]
+    tried += [wall.across - wall.breadth / 2 - half for wall, _ in walls]
+    tried += [wall.across + wall.breadth / 2 + half for wall, _ in walls]
+
+    def fits(across: float) -> bool:
+        box = replace(node, across=across)
+        return across - half - gap >= floor - 1e-6 and all(box.overlap(w) < 1e-6 for w, _ in walls)
+
+    def cost(across: float) -> tuple[int, float]:
+        box = replace(node, across=across)
+        wrong = sum(_is_astray(box, wall, side) for wall, side in walls)
+        return wrong, abs(across - node.across)
+
+    return min(filter(fits, tried), key=cost)
+
+
+def _across_at(nodes: Sequence[Box], flow: Flow, ends: Point, along: float) -> float:
+    """Where the middle of a link is across the flow at a place along it, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        where = (low + high) / 2
+        if _on_link(nodes, flow, ends, where)[0] < along:
+            low = where
+        else:
+            high = where
+    return _on_link(nodes, flow, ends, low)[1]
+
+
+def _on_link(nodes: Sequence[Box], flow: Flow, ends: Point, where: float) -> Point:
     """A point on the middle of a link: the cubic that Plotly draws, level at both ends."""
-    start = placed.nodes[flow.source].along + NODE_THICKNESS / 2
-    end = placed.nodes[flow.target].along - NODE_THICKNESS / 2
+    start = nodes[flow.source].along + NODE_THICKNESS / 2
+    end = nodes[flow.target].along - NODE_THICKNESS / 2
     rest = 1 - where
     middle = (start + end) / 2
     bent = 3 * rest * where

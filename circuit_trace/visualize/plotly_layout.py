@@ -13,6 +13,9 @@ from functools import cmp_to_key
 from typing import Any
 
 RELAXATIONS = 50
+MOST_EXACT = 300
+"""Up to so many links the layout is Plotly's to the bit; above, it is cut short: links as many as
+these bear no labels that would have to lie on them."""
 LARGEST_PADDING = 2 / 3
 """Plotly's padding takes at most this share of the breadth."""
 
@@ -102,6 +105,9 @@ class _Layout:
     def __init__(self, n_nodes: int, flows: Sequence[Flow], breadth: float, pad: float) -> None:
         self.flows = flows
         self.breadth = breadth
+        self.rounds = RELAXATIONS
+        if len(flows) > MOST_EXACT:
+            self.rounds = max(1, RELAXATIONS * MOST_EXACT**2 // len(flows) ** 2)
         self.nodes = [_Node(value) for value in node_values(n_nodes, flows)]
         for number, flow in enumerate(flows):
             self.nodes[flow.source].out.append(number)
@@ -123,9 +129,9 @@ class _Layout:
     def run(self) -> Stacking:
         for column in self.columns:
             self._start(column)
-        for number in range(RELAXATIONS):
+        for number in range(self.rounds):
             pull = 0.99**number
-            push = max(1 - pull, (number + 1) / RELAXATIONS)
+            push = max(1 - pull, (number + 1) / self.rounds)
             for column in self.columns[-2::-1]:
                 self._relax(column, pull, push, leftwards=True)
             for column in self.columns[1:]:
@@ -176,27 +182,20 @@ class _Layout:
 
     def _wanted_top(self, flow: Flow, leftwards: bool) -> float:
         """Where a link's near node would begin if the link ran level, as d3-sankey sees it."""
-        source, target = self.nodes[flow.source], self.nodes[flow.target]
-        far = target if leftwards else source
-        far_links, near_links = (
-            (target.into, source.out) if leftwards else (source.out, target.into)
-        )
-        near_index = flow.source if leftwards else flow.target
-        far_index = flow.target if leftwards else flow.source
-
-        def other_end(number: int, of_far: bool) -> int:
-            link = self.flows[number]
-            return link.source if of_far == leftwards else link.target
-
-        at = far.top - (len(far_links) - 1) * self.pad / 2
-        for number in far_links:
-            if other_end(number, True) == near_index:
+        flows, nodes = self.flows, self.nodes
+        source, target = nodes[flow.source], nodes[flow.target]
+        far, links = (target, target.into) if leftwards else (source, source.out)
+        at = far.top - (len(links) - 1) * self.pad / 2
+        for number in links:
+            link = flows[number]
+            if (link.source == flow.source) if leftwards else (link.target == flow.target):
                 break
-            at += self.flows[number].value * self.scale + self.pad
-        for number in near_links:
-            if other_end(number, False) == far_index:
+            at += link.value * self.scale + self.pad
+        for number in source.out if leftwards else target.into:
+            link = flows[number]
+            if (link.target == flow.target) if leftwards else (link.source == flow.source):
                 break
-            at -= self.flows[number].value * self.scale
+            at -= link.value * self.scale
         return at
 
     def _resort_around(self, node: _Node) -> None:

@@ -15,6 +15,8 @@ from circuit_trace.visualize.layout import (
     Box,
     Placed,
     Point,
+    middles,
+    padding_for_scale,
     place,
     place_labels,
     plotly_padding,
@@ -29,9 +31,9 @@ HAIRLINE = 0.01
 
 WIDEST = 26
 """Pixels that the widest link of a figure gets at most."""
-TALLEST_LINKS = 1400
+TALLEST_LINKS = 900
 """Pixels that all links of a figure side by side get at most; then they become thinner."""
-COLUMN_STEP = {"h": 150, "v": 76}
+COLUMN_STEP = {"h": 150, "v": 92}
 """Pixels from one column of nodes to the next, enough for a link's label between them."""
 NODE_GAP = {"h": 24, "v": 84}
 """Pixels between two nodes of a column: a name above a node, or to the left of it."""
@@ -39,13 +41,13 @@ SMALLEST_PANEL = 64
 EMPTY_PANEL = 30
 """Height of a position without edges."""
 PANEL_GAP = 22
-NARROWEST = 540
+NARROWEST = {"h": 540, "v": 420}
 LABEL_MARGIN = 150
 TITLE_SHIFT = 44
 """Pixels between a title and the diagram: half a node's name stands there."""
 TITLE_SIZE = 14
 SIDE_MARGIN = 60
-TOP_MARGIN, BOTTOM_MARGIN = 34, 62
+TOP_MARGIN, BOTTOM_MARGIN = 22, 62
 MOST_SHORT_LABELS = 40
 """Labels are written on the links of a figure up to so many edges."""
 NAME_SIZE, SHORT_SIZE = 12, 10
@@ -178,40 +180,69 @@ def build_diagram(
     for content, slot in zip(contents, slots, strict=True):
         title = _title(content.seq_idx, titles)
         area = _Area(width, plot_height, top, slot.room, *slot.domain)
-        placed = _placed(content, slot.length, area.breadth(orientation), orientation)
-        panels.append(_panel(content, placed, area, title, 0.0, orientation))
+        breadth = area.breadth(orientation)
+        placed = _placed(content, slot.length, breadth, slot.pad, orientation)
+        panels.append(_panel(content, placed, area, title, slot.pad, orientation))
         top += slot.room + PANEL_GAP
+    scales = [slot.scale for slot in slots if slot.scale]
+    if scales and max(scales) > 1.01 * min(scales):
+        note += " Each position has its own scale of widths."
     left = _margin_for([panel.title for panel in panels if panel.title])
     return Diagram(tuple(panels), orientation, width, plot_height, left, note, legend)
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where one position's edges go: the room it takes from top to bottom, and its domain's size."""
+    """Where one position's edges go: the room it takes from top to bottom, its domain's size and
+    padding, and the pixels per weight that follow (0 without edges)."""
 
     length: float
     room: float
     domain: tuple[float, float]
+    pad: float = 0.0
+    scale: float = 0.0
 
 
 def _arrange_across(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
-    """Panels whose flow runs from left to right: widths of links follow from a domain's height."""
-    width = max([content.length("h") for content in contents] + [float(NARROWEST)])
-    per_weight = _pixels_per_weight(contents, "h")
-    slots = []
-    for content in contents:
+    """Panels whose flow runs from left to right: widths of links follow from a domain's height.
+
+    That height is in proportion to the weight, so panels would draw one weight in several widths;
+    Plotly's padding brings those drawn wider down to the others, as far as it goes.
+    """
+    width = max([content.length("h") for content in contents] + [float(NARROWEST["h"])])
+    held = [content for content in contents if content.drawn]
+    common = min((one.weight / one.total for one in held), default=0.0)
+    slots = [_Slot(width, EMPTY_PANEL, (width, EMPTY_PANEL)) for _ in contents]
+    pads = {
+        number: padding_for_scale(len(one.columns), one.flows, one.weight, common)
+        for number, one in enumerate(contents)
+        if one.drawn
+    }
+    if not pads:
+        return width, slots
+    widest = max(flow.value for one in held for flow in one.flows)
+    per_weight = min(
+        WIDEST / widest / max(scale for _, scale in pads.values()),
+        TALLEST_LINKS / sum(one.weight for one in held),
+    )
+    for number, (unit_pad, unit_scale) in pads.items():
+        content, pad = contents[number], per_weight * unit_pad
         height = per_weight * content.weight
-        placed = _placed(content, width, height, "h")
-        room = max(placed.breadth, SMALLEST_PANEL) if content.drawn else EMPTY_PANEL
-        slots.append(_Slot(width, ceil(room), (width, height or room)))
+        placed = _placed(content, width, height, pad, "h")
+        room = ceil(max(placed.breadth, height, SMALLEST_PANEL))
+        slots[number] = _Slot(width, room, (width, height), pad, per_weight * unit_scale)
     return width, slots
 
 
 def _arrange_down(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
     """Panels whose flow runs down: widths of links follow from a domain's width."""
-    scale = _pixels_per_weight(contents, "v")
-    placed = [_placed(one, one.length("v"), scale * one.total, "v") for one in contents]
-    width = float(ceil(max([one.breadth for one in placed] + [NARROWEST])))
+    held = [content for content in contents if content.drawn]
+    scale = 0.0
+    if held:  # a domain is as broad as its fullest column
+        widest = max(flow.value for content in held for flow in content.flows)
+        scale = min(WIDEST / widest, TALLEST_LINKS / max(content.total for content in held))
+    placed = [_placed(one, one.length("v"), scale * one.total, 0.0, "v") for one in contents]
+    width = float(ceil(max([one.breadth for one in placed] + [NARROWEST["v"]])))
     rooms = [content.length("v") + NAME_SIZE for content in contents]
     per_weight = min(
         (room / one.weight for room, one in zip(rooms, contents, strict=True) if one.drawn),
@@ -221,7 +252,7 @@ def _arrange_down(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
     for content, room in zip(contents, rooms, strict=True):
         if content.drawn:
             domain = (content.total * scale, content.weight * per_weight)
-            slots.append(_Slot(content.length("v"), room, domain))
+            slots.append(_Slot(content.length("v"), room, domain, scale=scale))
         else:
             slots.append(_Slot(0.0, EMPTY_PANEL, (width, EMPTY_PANEL)))
     return width, slots
@@ -318,27 +349,16 @@ def _units(drawn: Sequence[DrawnEdge]) -> dict[str, tuple[NodeKind, int]]:
     return {end.unit: (end.kind, end.depth) for end in ends}
 
 
-def _pixels_per_weight(contents: Sequence[_Content], orientation: Orientation) -> float:
-    """The scale at which the widest link has the pixels it may have, and all links fit."""
-    held = [content for content in contents if content.drawn]
-    if not held:
-        return 0.0
-    widest = max(flow.value for content in held for flow in content.flows)
-    if orientation == "v":  # a panel's domain is as broad as its fullest column
-        return min(WIDEST / widest, TALLEST_LINKS / max(content.total for content in held))
-    # Its height is in proportion to its weight; the scale follows from its fullest column.
-    steepest = max(content.weight / content.total for content in held)
-    return min(WIDEST / widest / steepest, TALLEST_LINKS / sum(c.weight for c in held))
-
-
-def _placed(content: _Content, length: float, breadth: float, orientation: Orientation) -> Placed:
+def _placed(
+    content: _Content, length: float, breadth: float, pad: float, orientation: Orientation
+) -> Placed:
     """Place a panel's nodes; `breadth` is its domain's, from which Plotly takes the scale."""
     return place(
         content.columns,
         content.flows,
         length=length,
         n_columns=content.n_columns,
-        stacking=stack(len(content.columns), content.flows, breadth, 0.0),
+        stacking=stack(len(content.columns), content.flows, breadth, pad),
         gap=NODE_GAP[orientation],
     )
 
@@ -377,7 +397,9 @@ def _panel(
         nodes.append(Node(name, kind, _round(along) or 1e-3, _round(across) or 1e-3, _rounded(at)))
     sizes = [text_size(one.short, SHORT_SIZE) for one in content.drawn]
     sizes = sizes if is_h else [(height, width) for width, height in sizes]
-    spots = place_labels(placed, content.flows, sizes, name_boxes)
+    few = len(content.drawn) <= MOST_SHORT_LABELS
+    flows = content.flows
+    spots = place_labels(placed, flows, sizes, name_boxes) if few else middles(placed, flows)
     links = tuple(
         Link(
             flow.source,

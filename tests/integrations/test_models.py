@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from circuit_trace.integrations import models
-from circuit_trace.integrations.models import END_OF_TEXT, UNKNOWN_WORD, load_bundled_model
 from safetensors.torch import load
 from torch import Tensor
 
 from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
 from circuit_trace.errors import CircuitTraceError, InputError
+from circuit_trace.integrations import models
+from circuit_trace.integrations.models import END_OF_TEXT, UNKNOWN_WORD, load_bundled_model
 
 KINDS = models.available_kinds()
 

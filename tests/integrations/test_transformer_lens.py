@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
-from circuit_trace.integrations.transformer_lens import anatomy
 from torch import nn
 from torch.testing import assert_close
 
 import circuit_trace as ct
+from circuit_trace.integrations.transformer_lens import anatomy
 from tests.models import CASES, D_HEAD, N_HEADS, hooked, shared, tokens
 
 

@@ -24,6 +24,7 @@ from tests.visualize.pictures import (
     score_diagram,
     scores,
     size_of,
+    stacking_of,
 )
 
 NAMES = [edge.name for edge in graph().edges]
@@ -145,6 +146,48 @@ def test_layers_follow_the_flow(orientation: str) -> None:
     for one, other in pairwise(sorted(at, key=depth.__getitem__)):
         assert (at[one] < at[other]) == (depth[one] < depth[other])
         assert depth[one] < depth[other] or at[one] == at[other]
+
+
+def widths(diagram: Diagram) -> list[float]:
+    """Pixels per unit of weight in each position's diagram."""
+    return [stacking_of(diagram, panel)[1].scale for panel in diagram.panels]
+
+
+def test_one_weight_has_one_width_at_all_positions() -> None:
+    """A chain with branches is drawn no wider than an edge alone, though its domain is taller."""
+    branched = ["Resid Start->A0.1.V", "Resid Start->MLP 0", "A0.1->A1.2.Q", "A1.2->Resid End"]
+    edges: dict[tuple[int, str], float] = {(4, name): 1.0 for name in branched}
+    edges[1, "MLP 0->A1.0.Q"] = 1.0
+    one, other = widths(score_diagram(scores(edges, SEQ), SEQ))
+    assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_where_widths_must_differ_the_note_says_so() -> None:
+    """Plotly cannot be told to draw a chain of single nodes thinner in a domain that tall."""
+    chain = {(4, "Resid Start->A0.1.V"): 1.0, (4, "A0.1->A1.2.Q"): 1.0}
+    diagram = score_diagram(scores({**chain, (1, "MLP 0->A1.0.Q"): 1.0}, SEQ), SEQ)
+    one, other = widths(diagram)
+    assert other == pytest.approx(2 * one)
+    assert diagram.note.endswith("Each position has its own scale of widths.")
+
+
+@pytest.mark.parametrize("orientation", ["h", "v"])
+@pytest.mark.parametrize("seed", range(6))
+def test_nodes_do_not_stand_on_links_that_pass_them(seed: int, orientation: str) -> None:
+    diagram = score_diagram(random_scores(14, seed=seed), orientation=orientation)
+    (panel,) = diagram.panels
+    flows, stacking = stacking_of(diagram, panel)
+    axis = 0 if orientation == "h" else 1
+    for rect, node in zip(node_rects(diagram, panel), panel.nodes, strict=True):
+        along = (rect.left + rect.right, rect.top + rect.bottom)[axis] / 2
+        low, high = (rect.top, rect.bottom) if orientation == "h" else (rect.left, rect.right)
+        for flow, ends in zip(flows, link_ends(diagram, panel), strict=True):
+            start, end = ends if orientation == "h" else [(y, x) for x, y in ends]
+            if panel.nodes[flow.source].x < node.x < panel.nodes[flow.target].x:
+                path = [curve(start, end, step / 200) for step in range(201)]
+                middle = min(path, key=lambda point: abs(point[0] - along))[1]
+                half = flow.value * stacking.scale / 2
+                assert middle + half < low + 1 or middle - half > high - 1
 
 
 def test_overlap_of_boxes() -> None:
