@@ -22,7 +22,6 @@ from circuit_trace.plan import (
     EdgesArg,
     Plan,
     PruneScores,
-    SiteOutput,
     SourceOutputs,
     ablate_batch,
     make_plan,
@@ -230,7 +229,7 @@ class PatchableModel:
         record = self._record(data)
         batch, seq = record.outputs[0].code.shape[:2]
         sites = tuple(
-            SiteOutput(ablate_batch(site.code, ablation), site.weight) for site in record.outputs
+            replace(site, code=ablate_batch(site.code, ablation)) for site in record.outputs
         )
         return SourceOutputs(self.srcs, sites, batch, seq, ablation)
 

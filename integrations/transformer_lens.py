@@ -6,6 +6,7 @@ firing its hook points, and in the layout of the raw tensors, which the core res
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader, SourceSite
+from circuit_trace.anatomy import Anatomy, DestSite, Point, PostNorm, Reader, SourceSite
 from circuit_trace.errors import AnatomyError, InputError
 
 EXAMPLE_TOKENS = 5
@@ -90,11 +91,10 @@ class _Builder:
         dests: list[DestSite] = []
         n_sources, depth = 1, 0
         for layer, block in enumerate(self.model.blocks):
-            missing = [part for part in ("ln1", "attn") if not hasattr(block, part)]
-            if missing:
+            if not hasattr(block, "attn"):
                 raise AnatomyError(
-                    f"Block {layer} of this {type(self.model).__name__} has no {missing[0]!r}; only "
-                    "decoder blocks that normalise, attend and pass an MLP can be traced."
+                    f"Block {layer} of this {type(self.model).__name__} has no attention ('attn'); "
+                    "only decoder blocks of attention and MLPs can be traced."
                 )
             depth += 1
             dests += self._attention_inputs(hooks, block, layer, depth, n_sources)
@@ -104,8 +104,7 @@ class _Builder:
                 depth += 1
                 seen = before_attention if cfg.parallel_attn_mlp else n_sources
                 dests.append(self._mlp_input(hooks, block, layer, depth, seen))
-                out = self._hook(hooks, f"blocks.{layer}.hook_mlp_out")
-                sources.append(SourceSite((f"MLP {layer}",), "mlp", depth, out, layer))
+                sources.append(self._mlp_output(hooks, block, layer, depth))
                 n_sources += 1
         end = self._hook(hooks, f"blocks.{last}.hook_resid_post")
         end_names = (f"blocks.{last}.hook_resid_post", ("Resid End",), ("Resid End",))
@@ -118,7 +117,7 @@ class _Builder:
             example=partial(_example, self.model),
             logits=Point(self.model.unembed),
             tokens=Point(self.model.embed, "input"),
-            finish_logits=partial(_soft_cap, getattr(cfg, "output_logits_soft_cap", None)),
+            finish_logits=partial(_finish_logits, cfg),
             to_tokens=partial(_to_tokens, self.model),
             to_strings=_strings_of(getattr(self.model, "tokenizer", None)),
             cfg=cfg,
@@ -146,7 +145,22 @@ class _Builder:
             layer=layer,
             weight=lambda: attn.W_O,
             bias=lambda: getattr(attn, "b_O", None),
+            norm=self._norm_after_attention(block),
+            scale=self._residual_scale,
         )
+
+    def _mlp_output(
+        self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int
+    ) -> SourceSite:
+        """What the MLP adds: `hook_mlp_out` lies behind a norm after it, but where the stream takes
+        a multiple of it (Granite) only in some versions, so there the MLP's own output is scaled."""
+        scale = self._residual_scale
+        out = self._hook(hooks, f"blocks.{layer}.hook_mlp_out") if scale == 1 else Point(block.mlp)
+        return SourceSite((f"MLP {layer}",), "mlp", depth, out, layer, scale=scale)
+
+    @property
+    def _residual_scale(self) -> float:
+        return float(getattr(self.model.cfg, "residual_multiplier", None) or 1)
 
     def _attention_inputs(
         self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int, n_sources: int
@@ -190,14 +204,29 @@ class _Builder:
         return sites
 
     def _norm_before_attention(self, block: Any) -> Norm:
-        """The block's first norm, whichever module it is when called."""
+        """The block's first norm, whichever module it is when called, if it has one."""
+        if not hasattr(block, "ln1") or _normalises_after(block):
+            return lambda x: x
         return lambda x: self.norm(block.ln1, x)
+
+    def _norm_after_attention(self, block: Any) -> PostNorm | None:
+        """The norm between attention and the stream: `ln1_post` (Gemma 2, 3), or `ln1` (OLMo 2)."""
+        name = "ln1" if _normalises_after(block) else "ln1_post"
+        if not hasattr(block, name):
+            return None
+        norm = getattr(block, name)
+        return PostNorm(
+            Point(norm, "input"), Point(norm), lambda x: self.norm(getattr(block, name), x)
+        )
 
     def _mlp_input(
         self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int, n_sources: int
     ) -> DestSite:
         name = (f"MLP {layer}",)
-        if hasattr(block, "ln2"):
+        if _normalises_after(block) or not hasattr(block, "ln1"):
+            stream = Point(block.mlp, "input")  # it reads the stream as it is
+            reader = Reader(stream)
+        elif hasattr(block, "ln2"):
             stream = Point(block.ln2, "input")
             reader = Reader(stream)
         else:  # the MLP reads what ln1 made for attention, as in GPT-J
@@ -216,6 +245,20 @@ class _Builder:
             readers=(reader,),
             layer=layer,
         )
+
+
+def _normalises_after(block: Any) -> bool:
+    """Whether `ln1` and `ln2` stand after attention and MLP, as TransformerLens has it for OLMo 2.
+
+    A bridge tells by the name of what it wraps, HookedTransformer by the name of the architecture;
+    the arithmetic is checked when the model is wrapped.
+    """
+    if not hasattr(block, "ln1"):
+        return False
+    if hasattr(block.ln1, "original_component"):
+        return str(block.ln1.name).startswith("post_attention")
+    architectures = getattr(sys.modules[type(block).__module__], "POST_NORM_ARCHITECTURES", ())
+    return getattr(block.cfg, "original_architecture", None) in architectures
 
 
 def _project(norm: Norm, attn: Any, letter: str, x: Tensor, heads: Sequence[int]) -> Tensor:
@@ -242,8 +285,12 @@ def _example(model: Any) -> Tensor:
     return (torch.arange(length, device=device) % model.cfg.d_vocab)[None]
 
 
-def _soft_cap(cap: float | None, logits: Tensor) -> Tensor:
-    """`cap · tanh(logits / cap)`, which models with `output_logits_soft_cap` apply at the end."""
+def _finish_logits(cfg: Any, logits: Tensor) -> Tensor:
+    """What some families do after the unembedding: scale (`logit_scale` of Cohere, `logits_scaling`
+    of Granite), or `cap · tanh(logits / cap)` (`output_logits_soft_cap` of Gemma 2)."""
+    factor = (getattr(cfg, "logit_scale", None) or 1) / (getattr(cfg, "logits_scaling", None) or 1)
+    logits = logits if factor == 1 else logits * factor
+    cap = getattr(cfg, "output_logits_soft_cap", None)
     return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
 
 

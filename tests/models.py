@@ -8,29 +8,36 @@ leave it as it was.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
-import transformers
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.pretrained.weight_conversions.gptj import convert_gptj_weights
 
 import circuit_trace as ct
+from tests.families.models import (
+    D_HEAD,
+    D_MLP,
+    D_MODEL,
+    D_VOCAB,
+    N_CTX,
+    N_HEADS,
+    N_KV_HEADS,
+    N_LAYERS,
+    SPREAD,
+    bridge,
+    hugging_face,
+    perturbed,
+    tokens,
+)
 from tests.oracle import Oracle, Shape
 
-N_LAYERS, N_HEADS, D_HEAD, D_MLP, D_VOCAB, N_CTX = 2, 4, 4, 20, 23, 16
-D_MODEL = N_HEADS * D_HEAD
-"""What Hugging Face asks of most families; the HookedTransformers have a width of their own."""
 HOOKED_D_MODEL = 10
-SPREAD = 0.3
-"""Standard deviation of what is added to every weight: attention is far from uniform with it.
-Without a norm the stream would grow too large to compare to 1e-5, so that case takes half."""
+"""The HookedTransformers have a width of their own."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +49,6 @@ class Case:
     attn_only: bool = False
     parallel: bool = False
     n_kv_heads: int = N_HEADS
-
-
-def perturbed(model: Any, spread: float = SPREAD) -> Any:
-    """Add seeded noise to every weight, biases and norms too."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_((noise * spread).to(parameter.dtype))
-    return model.eval()
 
 
 def hooked_config(**options: Any) -> HookedTransformerConfig:
@@ -82,51 +79,6 @@ def folded() -> HookedTransformer:
     model.process_weights_(fold_ln=True, center_writing_weights=True, center_unembed=True)
     assert model.cfg.normalization_type == "LNPre"
     return model
-
-
-_SIZES: dict[str, Any] = {
-    "num_hidden_layers": N_LAYERS,
-    "num_attention_heads": N_HEADS,
-    "hidden_size": D_MODEL,
-    "intermediate_size": D_MLP,
-    "vocab_size": D_VOCAB,
-    "max_position_embeddings": N_CTX,
-}
-_GPT_SIZES: dict[str, Any] = {
-    "n_layer": N_LAYERS,
-    "n_head": N_HEADS,
-    "n_embd": D_MODEL,
-    "n_inner": D_MLP,
-    "vocab_size": D_VOCAB,
-    "n_positions": N_CTX,
-}
-N_KV_HEADS = 2
-_GROUPED: dict[str, Any] = {**_SIZES, "num_key_value_heads": N_KV_HEADS}
-
-HF_CONFIGS: dict[str, Callable[[], Any]] = {
-    "GPT2LMHeadModel": lambda: transformers.GPT2Config(**_GPT_SIZES),
-    "GPTNeoXForCausalLM": lambda: transformers.GPTNeoXConfig(**_SIZES),
-    "GPTJForCausalLM": lambda: transformers.GPTJConfig(**_GPT_SIZES, rotary_dim=2),
-    "LlamaForCausalLM": lambda: transformers.LlamaConfig(**_GROUPED),
-    "Gemma2ForCausalLM": lambda: transformers.Gemma2Config(**_GROUPED, head_dim=D_HEAD),
-}
-
-
-def hugging_face(architecture: str) -> Any:
-    """A Hugging Face model from its configuration alone; nothing is downloaded."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return perturbed(getattr(transformers, architecture)(HF_CONFIGS[architecture]()))
-
-
-def bridge(architecture: str) -> TransformerBridge:
-    """A bridge around a Hugging Face model."""
-    model = hugging_face(architecture)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return build_bridge_from_module(
-            model, architecture=architecture, hf_config=model.config, tokenizer=None
-        )
 
 
 def native(**options: Any) -> TransformerBridge:
@@ -226,6 +178,21 @@ CASES: dict[str, Case] = {
     "hooked rotary, gated MLP": _hooked_case(
         positional_embedding_type="rotary", rotary_dim=2, gated_mlp=True, act_fn="silu"
     ),
+    "hooked norms after too": _hooked_case(
+        normalization_type="RMS",
+        use_normalization_before_and_after=True,
+        n_key_value_heads=N_KV_HEADS,
+        attn_scores_soft_cap=50.0,
+        output_logits_soft_cap=30.0,
+        use_attn_scale=False,
+    ),
+    "hooked norms after alone": _hooked_case(
+        normalization_type="RMS",
+        original_architecture="Olmo2ForCausalLM",
+        positional_embedding_type="rotary",
+        rotary_dim=D_HEAD,
+        d_model=D_MODEL,
+    ),
     "bridge GPT-2": _bridge_case("GPT2LMHeadModel"),
     "bridge GPT-NeoX": _bridge_case("GPTNeoXForCausalLM", parallel=True),
     "bridge Llama": _bridge_case("LlamaForCausalLM", n_kv_heads=N_KV_HEADS),
@@ -283,9 +250,3 @@ def oracle(name: str, separate_qkv: bool = True) -> Oracle:
 def copy_of(model: HookedTransformer) -> HookedTransformer:
     """A HookedTransformer of the same weights that shares nothing."""
     return copy.deepcopy(model)
-
-
-def tokens(seed: int, batch: int = 2, seq: int = 6) -> torch.Tensor:
-    """Random tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, D_VOCAB, (batch, seq), generator=generator)

@@ -118,11 +118,13 @@ def _where(seq_idx: int | None) -> Any:
 
 @dataclass(frozen=True)
 class Pass:
-    """What the oracle saw: logits, what each source wrote, what each destination read."""
+    """What the oracle saw: logits, what each source wrote, what each destination read, and what a
+    norm after attention made of its bias."""
 
     logits: Tensor
     wrote: dict[str, Tensor]
     read: dict[str, Tensor]
+    biases: dict[int, Tensor]
 
 
 class Oracle:
@@ -153,7 +155,8 @@ class Oracle:
         """
         wrote: dict[str, Tensor] = {}
         read: dict[str, Tensor] = {}
-        hooks = [*users_hooks, *self._writing_hooks(wrote)]
+        biases: dict[int, Tensor] = {}
+        hooks = [*users_hooks, *self._writing_hooks(wrote, biases)]
         for key, dests in self.shape.modules.items():
             mine = {dest: [ask for ask in asks if ask.dest == dest] for dest in dests}
             has_heads = "mlp" not in key and "resid" not in key
@@ -177,9 +180,9 @@ class Oracle:
             logits = self.model.run_with_hooks(tokens, fwd_hooks=hooks)
         assert set(read) == set(self.shape.dests)
         assert list(wrote) == self.shape.sources
-        return Pass(logits, wrote, read)
+        return Pass(logits, wrote, read, biases)
 
-    def _writing_hooks(self, wrote: dict[str, Tensor]) -> list:
+    def _writing_hooks(self, wrote: dict[str, Tensor], biases: dict[int, Tensor]) -> list:
         hooks: list = []
 
         def keep(name: str, key: str) -> None:
@@ -196,13 +199,38 @@ class Oracle:
                     wrote[f"A{layer}.{head}"] = tensor[:, :, head].clone()
 
             hooks.append((f"blocks.{layer}.attn.hook_result", record_heads))
+            norm = self._norm_after(layer)
+            if norm is not None:
+
+                def normalise(
+                    scale: Tensor, hook: Any, layer: int = layer, norm: Any = norm
+                ) -> None:
+                    for head in range(self.shape.n_heads):
+                        name = f"A{layer}.{head}"
+                        wrote[name] = wrote[name] / scale * norm.w
+                    bias = self.model.blocks[layer].attn.b_O
+                    biases[layer] = (bias / scale * norm.w).detach()
+
+                hooks.append((norm.hook_scale.name, normalise))
             if not self.shape.attn_only:
                 keep(f"MLP {layer}", f"blocks.{layer}.hook_mlp_out")
         return hooks
 
-    def bias_before(self, dest: str) -> Tensor:
+    def _norm_after(self, layer: int) -> Any:
+        """The norm between the heads and the stream, as HookedTransformer has it."""
+        block = self.model.blocks[layer]
+        if getattr(self.model.cfg, "original_architecture", None) == "Olmo2ForCausalLM":
+            return block.ln1
+        return getattr(block, "ln1_post", None)
+
+    def bias_before(self, dest: str, seen: Pass | None = None) -> Tensor:
         """The attention output biases already in the stream that a destination reads."""
         heads = [name for name in self.shape.before(dest) if name.startswith("A")]
-        layers = sorted({int(name[1:].split(".")[0]) for name in heads})
-        biases = [getattr(self.model.blocks[layer].attn, "b_O", None) for layer in layers]
-        return sum((bias.detach() for bias in biases if bias is not None), torch.zeros(()))
+        total = torch.zeros(())
+        for layer in sorted({int(name[1:].split(".")[0]) for name in heads}):
+            bias = getattr(self.model.blocks[layer].attn, "b_O", None)
+            if seen is not None and layer in seen.biases:
+                total = total + seen.biases[layer]
+            elif bias is not None:
+                total = total + bias.detach()
+        return total

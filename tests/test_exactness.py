@@ -58,6 +58,11 @@ def corrupt_pass(name: str, separate_qkv: bool = True) -> Pass:
     return oracle(name, separate_qkv).run(CORRUPT)
 
 
+@cache
+def clean_pass(name: str) -> Pass:
+    return oracle(name).run(CLEAN)
+
+
 def as_edges_argument(asks: Sequence[Ask]) -> dict[Any, float]:
     return {a.name if a.seq_idx is None else (a.seq_idx, a.name): a.mask for a in asks}
 
@@ -92,7 +97,7 @@ def check_against_oracle(
         n = rows.shape[-1]
         changes = torch.einsum("phn,nbpd->hbpd", rows, patched[:n] - current[:n])
         for dest, change in zip(dests, changes, strict=True):
-            received = current[:n].sum(0) + change + second.bias_before(dest)
+            received = current[:n].sum(0) + change + second.bias_before(dest, expected)
             assert_close(received, expected.read[dest], **CLOSE)
     for ask in asks[:3]:
         check_edge(trace, ask, expected, corrupt)
@@ -189,23 +194,20 @@ def test_with_all_edges_patched_the_logits_are_the_corrupt_prompts(
     assert len(trace.edges) == model.n_edges
 
 
-def ablated(twin: Any, source: str, patched: torch.Tensor) -> torch.Tensor:
-    """The logits with one source's output replaced where it is written."""
+def ablated(twin: Any, source: str, change: torch.Tensor) -> torch.Tensor:
+    """The logits with one source's output changed where it enters the stream."""
     if source == "Resid Start":
-        key, head = "blocks.0.hook_resid_pre", None
+        key = "blocks.0.hook_resid_pre"
     elif source.startswith("MLP"):
-        key, head = f"blocks.{source.split()[1]}.hook_mlp_out", None
+        key = f"blocks.{source.split()[1]}.hook_mlp_out"
     else:
-        layer, head = (int(part) for part in source[1:].split("."))
-        key = f"blocks.{layer}.attn.hook_result"
+        key = f"blocks.{source[1:].split('.')[0]}.hook_attn_out"
 
-    def replace_it(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
-        tensor = tensor.clone()
-        tensor[(...,) if head is None else (slice(None), slice(None), head)] = patched
-        return tensor
+    def change_it(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        return tensor + change
 
     with torch.no_grad():
-        return twin.run_with_hooks(CLEAN, fwd_hooks=[(key, replace_it)])
+        return twin.run_with_hooks(CLEAN, fwd_hooks=[(key, change_it)])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -215,7 +217,8 @@ def test_all_out_edges_of_a_source_are_its_ablation(name: str) -> None:
     for source in sources:
         edges = [f"{source}->{dest}" for dest in shape.dests if source in shape.before(dest)]
         trace = wrapped(name).trace(CLEAN, corrupt=CORRUPT, edges=edges)
-        expected = ablated(oracle(name).model, source, corrupt_pass(name).wrote[source])
+        change = corrupt_pass(name).wrote[source] - clean_pass(name).wrote[source]
+        expected = ablated(oracle(name).model, source, change)
         assert_close(trace.logits, expected, **CLOSE)
         assert (trace.logits - wrapped(name).trace(CLEAN).logits).abs().max() > BIG, source
 

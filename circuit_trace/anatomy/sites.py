@@ -31,6 +31,19 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
+class PostNorm:
+    """A norm between what a layer computes and the residual stream (Gemma 2 and 3, OLMo 2).
+
+    `before` and `after` are where its input and output pass, and `apply` computes it without firing
+    a hook. It must scale each position by one number and each feature by another, as RMSNorm does.
+    """
+
+    before: Point
+    after: Point
+    apply: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class SourceSite:
     """A place that writes to the residual stream: a layer's heads, an MLP, the embedding.
 
@@ -38,7 +51,9 @@ class SourceSite:
     `[batch, seq, node, width]`; node `i` writes `code[:, :, i] @ weight()[i]`, or the code itself
     where `weight()` is None. For a layer's heads the code is `hook_z` (`d_head` wide) and the
     weight `W_O`, so that no `[batch, seq, head, d_model]` is ever built. `bias()` is what the site
-    adds to the stream beside its nodes (`b_O`); it belongs to no node.
+    adds to the stream beside its nodes (`b_O`); it belongs to no node. What stands between these and
+    the stream is part of what a node writes: the `norm`, with the scale of the same pass, and
+    `scale`, a constant (Granite's residual multiplier).
     """
 
     names: tuple[str, ...]
@@ -48,6 +63,8 @@ class SourceSite:
     layer: int | None = None
     weight: Callable[[], Float[Tensor, "node width d_model"] | None] = nothing
     bias: Callable[[], Float[Tensor, " d_model"] | None] = nothing
+    norm: PostNorm | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)

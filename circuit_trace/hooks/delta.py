@@ -128,20 +128,21 @@ class PassDeltas:
         patched = self.plan.patched.sites[site]
         if not patched.shares_weight(current):  # outputs of another model, or of other weights
             change = patched.project(slots).to(current.code) - current.project(slots)
-            difference, weight = change.permute(1, 2, 0, 3), None
+            difference, weight, gain = change.permute(1, 2, 0, 3), None, None
             slots = list(range(len(slots)))
         else:
-            difference, weight = patched.code.to(current.code) - current.code, current.weight
+            difference = patched.code.to(current.code) - current.code
+            weight, gain = current.weight, current.gain
         if torch.is_grad_enabled():
             # Autograd cannot follow writes into one buffer that later products have saved.
-            self.blocks.append(project(difference, weight, slots))
+            self.blocks.append(project(difference, weight, slots, gain))
             return
         batch, seq = difference.shape[:2]
         if self.buffer is None:
             shape = (len(self.plan.rows), batch, seq, current.d_model)
             self.buffer = torch.empty(shape, dtype=difference.dtype, device=difference.device)
         rows = slice(self.n_filled, self.n_filled + len(slots))
-        project(difference, weight, slots, out=self.buffer[rows])
+        project(difference, weight, slots, gain, out=self.buffer[rows])
         self.n_filled += len(slots)
 
     def at(self, module: str) -> Delta | None:

@@ -13,6 +13,7 @@ from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.hooks.attach import OnTensor, attach
 from circuit_trace.hooks.delta import Delta, PassDeltas, PlanDeltas, combine
+from circuit_trace.hooks.postnorm import take_apart
 from circuit_trace.hooks.record import PassRecord, Read, sketch
 from circuit_trace.plan import Plan, SiteOutput
 
@@ -24,13 +25,26 @@ class _Pass:
     """A forward pass under way: its record so far, and what the patches still need of it."""
 
     def __init__(
-        self, tokens: Tensor | None, plans: tuple[Plan, ...], ready: list[PlanDeltas]
+        self,
+        tokens: Tensor | None,
+        shape: tuple[int, int],
+        plans: tuple[Plan, ...],
+        ready: list[PlanDeltas],
     ) -> None:
+        self.shape = shape
         self.record = PassRecord(tokens, tuple(plan.snapshot() for plan in plans))
         self.deltas = [PassDeltas(plan) for plan in ready]
         self.streams: dict[Key, Tensor] = {}
         self.ready: dict[str, Delta | None] = {}
         self.patched: set[Key] = set()
+        self.codes: dict[int, Tensor] = {}
+        self.before_norm: dict[int, Tensor] = {}
+
+    def shaped(self, tensor: Tensor) -> Tensor:
+        """The tensor as `[batch, seq, ...]`: some models flatten the two (OPT, before its MLP)."""
+        if tensor.ndim == 2 and self.shape[0] * self.shape[1] == len(tensor):
+            return tensor.unflatten(0, self.shape)
+        return tensor
 
 
 class Session:
@@ -94,7 +108,12 @@ class Session:
 
     def _plan_recorders(self) -> None:
         for number, source in enumerate(self.anatomy.sources):
-            self._add_recorder(source.point, partial(self._source_wrote, number))
+            if source.norm is None:
+                self._add_recorder(source.point, partial(self._source_wrote, number))
+            else:
+                self._add_recorder(source.point, partial(self._code_came, number))
+                self._add_recorder(source.norm.before, partial(self._norm_comes, number))
+                self._add_recorder(source.norm.after, partial(self._normed, number))
         by_stream: dict[Key, list[int]] = {}
         points: dict[Key, Point] = {}
         for number, dest in enumerate(self.anatomy.dests):
@@ -120,32 +139,69 @@ class Session:
         self._attach_recorders()
 
     def _source_wrote(self, number: int, tensor: Tensor) -> None:
+        """A source site's code came by, and nothing else stands before the stream."""
         site = self.anatomy.sources[number]
-        code = tensor.reshape(*tensor.shape[:2], len(site.names), -1)
         if number == 0:
+            shape = (tensor.shape[0], tensor.shape[1])
             for plan in self.plans:
-                _check_fits(plan, *code.shape[:2])
-            self._pass = _Pass(self._tokens, self.plans, self._deltas)
+                _check_fits(plan, *shape)
+            self._pass = _Pass(self._tokens, shape, self.plans, self._deltas)
             self._tokens = None
+        code = self._code(number, tensor)
+        bias = site.bias()
+        if site.scale != 1:
+            code = code * site.scale
+            bias = None if bias is None else bias * site.scale
+        self._write(number, SiteOutput(code, site.weight()), bias)
+
+    def _code_came(self, number: int, tensor: Tensor) -> None:
+        if self._pass is not None:
+            self._pass.codes[number] = self._code(number, tensor)
+
+    def _norm_comes(self, number: int, tensor: Tensor) -> None:
+        if self._pass is not None:
+            self._pass.before_norm[number] = self._pass.shaped(tensor)
+
+    def _normed(self, number: int, tensor: Tensor) -> None:
+        """The norm after a source site ran; only now is known what reaches the stream."""
+        if self._pass is None or number not in self._pass.codes:
+            return
+        site = self.anatomy.sources[number]
+        assert site.norm is not None
+        before = self._pass.before_norm.pop(number)
+        parts = take_apart(site.norm, before, self._pass.shaped(tensor))
+        code = self._pass.codes.pop(number)
+        bias, shift = site.bias(), parts.shift
+        if bias is not None:
+            normed = bias * parts.gain * parts.factor
+            shift = normed if shift is None else normed + shift
+        code = code * (parts.factor[..., None] * site.scale).to(code.dtype)
+        shift = None if shift is None else shift * site.scale
+        self._write(number, SiteOutput(code, site.weight(), parts.gain.to(code.dtype)), shift)
+
+    def _code(self, number: int, tensor: Tensor) -> Tensor:
+        """What a site computed, `[batch, seq, node, width]`."""
+        site = self.anatomy.sources[number]
         if self._pass is None or len(self._pass.record.outputs) != number:
             raise InputError(
                 f"This pass reached {site.names[0]!r} without running every layer before it in "
                 "order, so it cannot be traced. Run the whole model: no start_at_layer."
             )
-        weight = site.weight()
-        live = SiteOutput(code, weight)
+        tensor = self._pass.shaped(tensor)
+        return tensor.reshape(*tensor.shape[:2], len(site.names), -1)
+
+    def _write(self, number: int, live: SiteOutput, bias: Tensor | None) -> None:
+        assert self._pass is not None
         for deltas in self._pass.deltas:
             deltas.source_wrote(number, live)
-        bias = site.bias()
         record = self._pass.record
-        record.outputs.append(
-            SiteOutput(code.detach(), None if weight is None else weight.detach())
-        )
+        record.outputs.append(live.detach())
         record.biases.append(None if bias is None else bias.detach().clone())
 
     def _stream_passed(self, key: Key, numbers: tuple[int, ...], tensor: Tensor) -> None:
         if self._pass is None:
             return
+        tensor = self._pass.shaped(tensor)
         dests = [self.anatomy.dests[number] for number in numbers]
         if any(dest.module_name in self._touched for dest in dests):
             self._pass.streams[key] = tensor
@@ -183,12 +239,13 @@ class Session:
     def _patch(self, dest: DestSite, reader: Reader, tensor: Tensor) -> Tensor | None:
         if self._pass is None:
             return None
-        delta = self._delta(dest, tensor)
+        whole = self._pass.shaped(tensor)
+        delta = self._delta(dest, whole)
         if delta is None:
             return None
         self._pass.patched.add(_key(reader.point))
         if reader.project is None:
-            return _add(tensor, delta)
+            return _add(whole, delta).view_as(tensor)
         stream = self._pass.streams[_key(dest.stream)]
         read = _as_read(stream, delta)
         if self._keep_reads:
@@ -196,7 +253,8 @@ class Session:
             self._pass.record.reads.append(
                 Read((number,), sketch(read), True, delta.heads, delta.positions)
             )
-        return _replace(tensor, len(dest.names), delta, reader.project(read, delta.heads))
+        new = reader.project(read, delta.heads)
+        return _replace(whole, len(dest.names), delta, new).view_as(tensor)
 
     def _delta(self, dest: DestSite, tensor: Tensor) -> Delta | None:
         assert self._pass is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,15 +35,13 @@ def verify(model: nn.Module, anatomy: Anatomy) -> None:
         AnatomyError: Something differs: which tensor of which layer, and by how much.
     """
     seen = _run(model, anatomy)
-    worst = max(
-        (difference for dest in anatomy.dests for difference in seen.differences(dest)),
-        key=lambda found: found.relative if found.relative == found.relative else float("inf"),
-    )
     tolerance = TOLERANCE.get(seen.dtype, max(TOLERANCE.values()))
-    if not worst.relative <= tolerance:  # a NaN must fail too
+    for found in seen.all_differences():
+        if found.relative <= tolerance:  # a NaN must fail too
+            continue
         raise AnatomyError(
-            f"The anatomy found for this {type(model).__name__} does not reproduce it: {worst.what} "
-            f"differs by {worst.relative:.2g} relative to its size (allowed for {seen.dtype}: "
+            f"The anatomy found for this {type(model).__name__} does not reproduce it: {found.what} "
+            f"differs by {found.relative:.2g} relative to its size (allowed for {seen.dtype}: "
             f"{tolerance:g}). Patching it would give wrong results, so it is refused. If hooks on "
             "the model change these tensors, wrap it before they are added; wrap(model, "
             "verify=False) skips this check."
@@ -52,16 +51,34 @@ def verify(model: nn.Module, anatomy: Anatomy) -> None:
 class _Seen:
     """The tensors of one pass: what sources wrote, what passed the streams and the readers."""
 
-    def __init__(self, anatomy: Anatomy, session: Session, tensors: dict[int, Tensor]) -> None:
+    def __init__(
+        self, anatomy: Anatomy, session: Session, tensors: dict[int, Tensor], output: object
+    ) -> None:
         self.anatomy = anatomy
         self.record = session.record
         self.tensors = tensors
+        self.output = output
         self._sums: dict[int, Tensor] = {}
 
     @property
     def dtype(self) -> torch.dtype:
         assert self.record is not None
         return self.record.outputs[0].code.dtype
+
+    def all_differences(self) -> Iterator[_Difference]:
+        """In the order of the flow, so that the first is where a difference comes from."""
+        for dest in self.anatomy.dests:
+            yield from self.differences(dest)
+        logits = None if self.record is None else self.record.logits
+        shape = None if logits is None else logits.shape
+        # A model that is told to returns its loss instead.
+        if logits is not None and isinstance(self.output, Tensor) and self.output.shape == shape:
+            yield _Difference("the logits", _relative(logits, self.output))
+
+    def readings(self) -> Iterator[tuple[str, bool]]:
+        """The first destination of each site, and whether a tensor passed where it reads."""
+        for dest in self.anatomy.dests:
+            yield dest.names[0], id(dest.stream) in self.tensors
 
     def differences(self, dest: DestSite) -> list[_Difference]:
         stream = self._tensor(dest.stream, dest)
@@ -100,6 +117,8 @@ class _Seen:
         tensor = self.tensors[id(point)]
         assert self.record is not None
         shape = self.record.outputs[0].code.shape[:2]
+        if tensor.ndim == 2 and len(tensor) == shape.numel():
+            tensor = tensor.unflatten(0, shape)
         if tensor.shape[:2] != shape:
             raise AnatomyError(
                 f"The tensor that {dest.names[0]} reads has the shape {tuple(tensor.shape)}: expected "
@@ -111,6 +130,7 @@ class _Seen:
 
 def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
     tensors: dict[int, Tensor] = {}
+    output: object = None
     points = {
         id(point): point
         for dest in anatomy.dests
@@ -129,17 +149,20 @@ def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
         devices = [p.device for p in model.parameters() if p.is_cuda][:1]
         # Dropout in a model in training mode must not move the user's random numbers.
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            model(anatomy.example(), **anatomy.example_options)
+            output = model(anatomy.example(), **anatomy.example_options)
     finally:
         session.detach()
         for handle in handles:
             handle.remove()
+    seen = _Seen(anatomy, session, tensors, output)
     if session.record is None:
+        silent = [name for name, passed in seen.readings() if not passed]
+        what = f"nothing passed where {silent[0]} reads it" if silent else "its end came too early"
         raise AnatomyError(
-            f"A forward pass of this {type(model).__name__} did not reach the end of the residual "
-            "stream that the anatomy expects, so the model cannot be traced."
+            f"A forward pass of this {type(model).__name__} did not run through the residual stream "
+            f"as the anatomy expects: {what}. The model cannot be traced."
         )
-    return _Seen(anatomy, session, tensors)
+    return seen
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

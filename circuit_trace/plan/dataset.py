@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def mean_outputs(
             f"The dataset for the ablation {ablation} is empty: there is nothing to average."
         )
     return tuple(
-        SiteOutput((total / count).to(site.code.dtype), site.weight)
+        replace(site, code=(total / count).to(site.code.dtype))
         for total, site in zip(sums, sites, strict=True)
     ), sums[0].shape[1]
 

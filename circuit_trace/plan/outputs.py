@@ -20,11 +20,14 @@ from circuit_trace.plan.ablation import AblationType
 class SiteOutput:
     """What one source site wrote: a code per node, and the weight that makes it a stream vector.
 
+    A node's vector is `(code @ weight) * gain`, without the factors that are None; `gain` is the
+    weight of a norm that stands between the node and the stream, its scale being in the code.
     `code` may have length 1 along batch or seq where the value is the same for all of them.
     """
 
     code: Float[Tensor, "batch seq node width"]
     weight: Float[Tensor, "node width d_model"] | None = None
+    gain: Float[Tensor, " d_model"] | None = None
     weight_mark: tuple[int | None, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -35,13 +38,19 @@ class SiteOutput:
         """The width of the residual stream."""
         return (self.code if self.weight is None else self.weight).shape[-1]
 
+    def detach(self) -> SiteOutput:
+        """The same without the graph of gradients."""
+        weight = None if self.weight is None else self.weight.detach()
+        gain = None if self.gain is None else self.gain.detach()
+        return SiteOutput(self.code.detach(), weight, gain)
+
     def project(self, slots: Sequence[int]) -> Float[Tensor, "chosen batch seq d_model"]:
         """Compute the stream vectors of these nodes, `z[:, :, h] @ W_O[h]` for heads.
 
         Raises:
             InputError: The model's weights were changed since the pass.
         """
-        return project(self.code, self.live_weight, slots)
+        return project(self.code, self.live_weight, slots, self.gain)
 
     @property
     def live_weight(self) -> Float[Tensor, "node width d_model"] | None:
@@ -60,10 +69,16 @@ class SiteOutput:
         return self.weight
 
     def shares_weight(self, other: SiteOutput) -> bool:
-        """Whether both sites' codes are projected by one and the same tensor."""
+        """Whether both sites' codes are turned into vectors by one and the same weights."""
         mine, theirs = self.live_weight, other.weight
+        if self.gain is None or other.gain is None:
+            same_gain = self.gain is other.gain
+        else:
+            same_gain = torch.equal(self.gain, other.gain.to(self.gain))
         if mine is None or theirs is None:
-            return mine is theirs
+            return mine is theirs and same_gain
+        if not same_gain:
+            return False
         return mine.data_ptr() == theirs.data_ptr() and mine.stride() == theirs.stride()
 
 
@@ -71,6 +86,7 @@ def project(
     code: Float[Tensor, "batch seq node width"],
     weight: Float[Tensor, "node width d_model"] | None,
     slots: Sequence[int],
+    gain: Float[Tensor, " d_model"] | None = None,
     out: Tensor | None = None,
 ) -> Float[Tensor, "chosen batch seq d_model"]:
     """Turn the codes of some nodes into stream vectors, into `out` where it is given."""
@@ -79,13 +95,15 @@ def project(
     # A batched product wants the nodes first; all of them need no gather.
     chosen = (code if len(index) == n_nodes else code[:, :, index]).permute(2, 0, 1, 3)
     if weight is None:
-        return chosen if out is None else out.copy_(chosen)
+        vectors = chosen if gain is None else chosen * gain
+        return vectors if out is None else out.copy_(vectors)
     matrix = weight if len(index) == n_nodes else weight[index]
     rows = chosen.reshape(len(index), batch * seq, -1).to(matrix.dtype)
     if out is not None:
         torch.bmm(rows, matrix, out=out.view(len(index), batch * seq, -1))
-        return out
-    return torch.bmm(rows, matrix).view(len(index), batch, seq, -1)
+        return out if gain is None else out.mul_(gain)
+    vectors = torch.bmm(rows, matrix).view(len(index), batch, seq, -1)
+    return vectors if gain is None else vectors * gain
 
 
 def _mark(weight: Tensor | None) -> tuple[int | None, Tensor | None]:
@@ -165,7 +183,7 @@ class SourceOutputs(Mapping[str, Tensor]):
             site = self.sites[site_idx]
             row = batch_idx if site.code.shape[0] > 1 else 0
             slots = [srcs[place].slot for place in places]
-            values = project(site.code[row : row + 1], site.live_weight, slots)
+            values = project(site.code[row : row + 1], site.live_weight, slots, site.gain)
             out[places] = values[:, 0].to(out)
         return out
 

@@ -48,6 +48,7 @@ def _projected(
     for site in outputs.sites:
         code, weight = site.code.float(), site.live_weight
         basis = directions(site.d_model, code.device)
+        basis = basis if site.gain is None else site.gain.float()[:, None] * basis
         if weight is None:
             part = code @ basis
         else:

@@ -1,0 +1,157 @@
+"""Every family through TransformerBridge is exact: against plain Hugging Face models and hooks.
+
+Runs on TransformerLens 3.9 (`make test`) and 4.x (`make test-compat`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import circuit_trace as ct
+from circuit_trace.integrations.transformer_lens import anatomy
+from tests.families.models import (
+    COHERE,
+    CONFIGS,
+    N_HEADS,
+    N_KV_HEADS,
+    N_LAYERS,
+    OPENAI_GPT,
+    PARALLEL,
+    bridge,
+    hugging_face,
+    tokens,
+)
+from tests.families.oracle import FamilyOracle, shape_of
+
+SEQ = 6
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+"""Float32: two implementations of attention (TransformerLens', Hugging Face's) over two layers."""
+
+family = pytest.mark.parametrize("architecture", CONFIGS)
+
+
+@cache
+def wrapped(architecture: str, seq_len: int | None = None) -> ct.PatchableModel:
+    model = bridge(architecture) if seq_len is None else wrapped(architecture).wrapped_model
+    return ct.wrap(model, seq_len=seq_len)
+
+
+@cache
+def oracle(architecture: str, seq_len: int | None = None) -> FamilyOracle:
+    model = hugging_face(architecture)
+    shape = shape_of(architecture, model.config, architecture in PARALLEL, seq_len)
+    return FamilyOracle(model, architecture, shape)
+
+
+@family
+def test_nodes_are_one_per_head_and_per_key_value_head(architecture: str) -> None:
+    model, second = wrapped(architecture), oracle(architecture)
+    assert [src.name for src in model.srcs] == second.shape.sources
+    assert [dest.name for dest in model.dests] == second.shape.dests
+    has_groups = hasattr(second.model.config, "num_key_value_heads")
+    n_kv = N_KV_HEADS if has_groups else N_HEADS
+    assert sum(dest.name.endswith(".K") for dest in model.dests) == N_LAYERS * n_kv
+
+
+@family
+def test_without_patched_edges_the_pass_is_the_models_own(architecture: str) -> None:
+    model = wrapped(architecture)
+    with torch.no_grad():
+        expected = model.wrapped_model(tokens(1))
+    trace = model.trace(tokens(1))
+    assert_close(trace.logits, expected, rtol=0, atol=1e-6)
+    assert trace.reconstruction_error() < 1e-5
+
+
+@family
+def test_sources_are_what_reaches_the_stream(architecture: str) -> None:
+    found = wrapped(architecture).trace(tokens(1)).current
+    expected = oracle(architecture).run(tokens(1))
+    for name, wrote in expected.wrote.items():
+        assert_close(found[name], wrote, **CLOSE)
+
+
+@family
+def test_all_edges_patched_is_the_corrupt_prompts_pass(architecture: str) -> None:
+    model = wrapped(architecture)
+    ones = {module.name: torch.ones(module.shape) for module in model.graph.modules}
+    trace = model.trace(tokens(1), corrupt=tokens(2), masks=ones)
+    with torch.no_grad():
+        expected = model.wrapped_model(tokens(2))
+    assert_close(trace.logits, expected, rtol=1e-5, atol=1e-5)
+    assert trace.reconstruction_error() < 1e-5
+
+
+@pytest.mark.parametrize("seq_len", [None, SEQ])
+@pytest.mark.parametrize("n_edges", [1, 12, None])
+@family
+def test_any_edges_and_masks(architecture: str, n_edges: int | None, seq_len: int | None) -> None:
+    model, second = wrapped(architecture, seq_len), oracle(architecture, seq_len)
+    asks = second.shape.asks((1.0, 0.5, -0.3), n=n_edges, seed=3)
+    corrupt = second.run(tokens(2))
+    expected = second.run(tokens(1), corrupt.wrote, asks)
+    trace = model.trace(tokens(1), corrupt=tokens(2), masks=second.shape.prune_scores(asks))
+    assert_close(trace.logits, expected.logits, **CLOSE)
+    for name, wrote in expected.wrote.items():
+        assert_close(trace.current[name], wrote, **CLOSE)
+        assert_close(trace.patched[name], corrupt.wrote[name], **CLOSE)
+    assert trace.reconstruction_error() < 1e-5
+
+
+@family
+def test_means_of_a_dataset(architecture: str) -> None:
+    """A mean of what reached the stream, also where a norm of each pass stands in between."""
+    model, second = wrapped(architecture), oracle(architecture)
+    mean = model.source_outputs(
+        [(tokens(3), tokens(4)), (tokens(5, batch=3), tokens(6, batch=3))],
+        ct.AblationType.TOKENWISE_MEAN_CLEAN,
+    )
+    passes = [second.run(tokens(3)).wrote, second.run(tokens(5, batch=3)).wrote]
+    for name in second.shape.sources:
+        expected = torch.cat([one[name] for one in passes]).mean(0, keepdim=True)
+        assert_close(mean[name], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForCausalLM"])
+def test_padded_batches_with_an_attention_mask(architecture: str, side: str) -> None:
+    """Patching everything from a batch of other prompts gives their pass, padding and all."""
+    model = wrapped(architecture)
+    mask = torch.ones(2, SEQ, dtype=torch.long)
+    mask[1, slice(None, 2) if side == "left" else slice(-2, None)] = 0
+    ones = {module.name: torch.ones(module.shape) for module in model.graph.modules}
+    with torch.no_grad():
+        expected = model.wrapped_model(tokens(2), attention_mask=mask)
+        with model.patch():
+            model(tokens(2), attention_mask=mask)
+        patched = model.last_trace.current
+        with model.patch(patched, masks=ones):
+            found = model(tokens(1), attention_mask=mask)
+    real = mask.bool()
+    assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_of_the_stream_itself_is_refused() -> None:
+    """Where the sum is normalised, no source adds to what later destinations read."""
+    with pytest.raises(ct.AnatomyError, match="did not run through the residual stream"):
+        ct.wrap(bridge("OpenAIGPTLMHeadModel", OPENAI_GPT))
+
+
+def test_logits_that_are_scaled_after_the_unembedding() -> None:
+    model = ct.wrap(bridge("CohereForCausalLM", COHERE))
+    with torch.no_grad():
+        assert_close(model.trace(tokens(1)).logits, model.wrapped_model(tokens(1)))
+
+
+def test_a_forgotten_norm_is_named_with_its_layer() -> None:
+    """Gemma 2 as if its blocks normalised before their parts only."""
+    model = bridge("Gemma2ForCausalLM")
+    right = anatomy(model)
+    wrong = replace(right, sources=tuple(replace(site, norm=None) for site in right.sources))
+    with pytest.raises(ct.AnatomyError, match=r"residual stream that MLP 0 reads differs by"):
+        ct.wrap(model, anatomy=wrong)
