@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from circuit_trace.visualize import net_viz as net_viz
 
 _LATER = {
+    "visualize": "circuit_trace.visualize",
     "draw_seq_graph": "circuit_trace.visualize",
     "net_viz": "circuit_trace.visualize",
     "load_model": "circuit_trace.integrations.models",
@@ -60,5 +61,6 @@ def __getattr__(name: str) -> Any:
     if name in _LATER:
         from importlib import import_module
 
-        return getattr(import_module(_LATER[name]), name)
+        module = import_module(_LATER[name])
+        return module if module.__name__.endswith(f".{name}") else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,11 +15,20 @@ from torch import Tensor, nn
 
 from circuit_trace.anatomy import Anatomy, find_anatomy
 from circuit_trace.errors import AnatomyError, InputError, NoTraceError
-from circuit_trace.graph import DestNode, Edge, Edges, Graph, SrcNode, build_graph
+from circuit_trace.graph import (
+    DestNode,
+    Edge,
+    Edges,
+    Graph,
+    SrcNode,
+    build_graph,
+    whole_number,
+)
 from circuit_trace.hooks import PassRecord, Session, verify
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
+    NodesArg,
     Plan,
     PruneScores,
     SourceOutputs,
@@ -81,12 +90,19 @@ def wrap(
             f"Expected a model (a torch.nn.Module such as a HookedTransformer), got "
             f"{type(hooked).__name__}."
         )
-    if seq_len is not None and (
-        not isinstance(seq_len, int) or isinstance(seq_len, bool) or seq_len < 1
-    ):
+    if hooked in _PATCHED_BY:
         raise InputError(
-            f"seq_len must be a whole number of tokens, 1 or more, or None; got {seq_len!r}."
+            "A patch is open on this model, so it cannot be wrapped now. Close the patch first."
         )
+    if anatomy is not None and not isinstance(anatomy, Anatomy):
+        raise AnatomyError(f"anatomy must be a circuit_trace.Anatomy; got {anatomy!r}.")
+    if seq_len is not None:
+        n_tokens = whole_number(seq_len)
+        if n_tokens is None or n_tokens < 1:
+            raise InputError(
+                f"seq_len must be a whole number of tokens, 1 or more, or None; got {seq_len!r}."
+            )
+        seq_len = n_tokens
     if slice_output not in (None, "last_seq", "not_first_seq"):
         raise InputError(
             f"slice_output must be None, 'last_seq' or 'not_first_seq'; got {slice_output!r}."
@@ -129,7 +145,8 @@ class PatchableModel:
         self.anatomy = anatomy
         self.graph = graph
         self.slice_output: OutputSlice | None = slice_output
-        self._sessions: list[Session] = []
+        self._open: list[Plan] = []
+        self._session: Session | None = None
         self._last_trace: Trace | None = None
         self._last_record: PassRecord | None = None
         self._anatomy_of: Callable[[nn.Module], Anatomy] | None = None
@@ -239,6 +256,8 @@ class PatchableModel:
         patched: SourceOutputs | None = None,
         edges: EdgesArg | None = None,
         masks: PruneScores | None = None,
+        *,
+        nodes: NodesArg | None = None,
     ) -> Iterator[PatchableModel]:
         """Patch edges in every forward pass of the model while the context is open, and record it.
 
@@ -259,31 +278,41 @@ class PatchableModel:
             edges: Names, `Edge` objects or pairs `(seq_idx, name)`, or a mapping from them to mask
                 values (0 = current, 1 = patched). A name alone means every position.
             masks: Mask values as `PruneScores` instead; modules that are left out are not patched.
+            nodes: Sources all of whose edges are patched: names such as `A5.2`, pairs
+                `(seq_idx, name)`, or a mapping from them to mask values. An edge that `edges` names
+                too takes its mask from there.
 
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
         """
-        plan = make_plan(self.graph, patched, edges, masks)
+        plan = make_plan(self.graph, patched, edges, masks, nodes)
         self._check_alone()
-        outer = self._sessions[-1] if self._sessions else None
-        below = tuple(one.without(plan) for one in outer.plans) if outer else ()
-        session = Session(
-            self.wrapped_model, self.anatomy, (*below, plan), on_record=self._recorded
-        )
-        if outer:
-            outer.detach()
-        self._sessions.append(session)
+        self._open.append(plan)
         _PATCHED_BY[self.wrapped_model] = self
         try:
-            session.attach()
+            self._attach()
             yield self
         finally:
-            session.detach()
-            self._sessions.pop()
-            if outer:
-                outer.attach()
-            else:
+            # By identity: contexts of different threads or an ExitStack may close in any order.
+            self._open = [one for one in self._open if one is not plan]
+            if not self._open:
                 del _PATCHED_BY[self.wrapped_model]
+            self._attach()
+
+    def _attach(self) -> None:
+        """Put on the hooks of all open contexts together; for an edge of two the inner counts."""
+        if self._session is not None:
+            self._session.detach()
+            self._session = None
+        plans: list[Plan] = []
+        for plan in self._open:
+            plans = [*(one.without(plan) for one in plans), plan]
+        if plans:
+            session = Session(
+                self.wrapped_model, self.anatomy, tuple(plans), on_record=self._recorded
+            )
+            session.attach()
+            self._session = session
 
     def trace(
         self,
@@ -294,6 +323,7 @@ class PatchableModel:
         masks: PruneScores | None = None,
         patched: SourceOutputs | None = None,
         ablation: AblationType = AblationType.RESAMPLE,
+        nodes: NodesArg | None = None,
     ) -> Trace:
         """Run one patched forward pass without gradients and return its record.
 
@@ -328,8 +358,8 @@ class PatchableModel:
         clean = self._to_tokens(tokens)
         with torch.no_grad():
             if patched is None:
-                patched = self._patched_for(clean, corrupt, ablation, edges, masks)
-            with self.patch(patched, edges=edges, masks=masks):
+                patched = self._patched_for(clean, corrupt, ablation, edges, masks, nodes)
+            with self.patch(patched, edges=edges, masks=masks, nodes=nodes):
                 self.wrapped_model(clean)
         return self.last_trace
 
@@ -350,12 +380,12 @@ class PatchableModel:
         return self._last_trace
 
     def _patched_for(
-        self, clean: Any, corrupt: Any, ablation: AblationType, edges: Any, masks: Any
+        self, clean: Any, corrupt: Any, ablation: AblationType, edges: Any, masks: Any, nodes: Any
     ) -> SourceOutputs | None:
         if corrupt is not None:
             corrupt = self._to_tokens(corrupt)
             _check_same_shape(clean, corrupt)
-        nothing_asked = edges is None and masks is None and corrupt is None
+        nothing_asked = edges is None and masks is None and nodes is None and corrupt is None
         needs_corrupt = ablation is AblationType.RESAMPLE or ablation.corrupt_dataset
         if nothing_asked or (needs_corrupt and corrupt is None):
             return None  # make_plan says what is missing, if anything is
@@ -375,34 +405,61 @@ class PatchableModel:
                 raise InputError(
                     "Got text, but the wrapped model has no tokenizer: pass token ids [batch, seq]."
                 )
-            return self.anatomy.to_tokens(tokens if isinstance(tokens, str) else list(tokens))
-        if isinstance(tokens, Tensor) and tokens.numel() == 0:
-            raise InputError(
-                f"There is nothing to run: the tokens have the shape {tuple(tokens.shape)}."
-            )
+            if isinstance(tokens, str):
+                return self.anatomy.to_tokens(tokens)
+            _check_equal_lengths([self.anatomy.to_tokens(text).shape[-1] for text in tokens])
+            return self.anatomy.to_tokens(list(tokens))
         if isinstance(tokens, Tensor):
-            return tokens
+            return self._checked(tokens)
         raise InputError(
             f"Expected token ids as a tensor [batch, seq], a string or a list of strings; got "
             f"{type(tokens).__name__}."
         )
+
+    def _checked(self, tokens: Tensor) -> Tensor:
+        """Token ids that this model can run; the input of a model without tokens as it is."""
+        if tokens.numel() == 0:
+            raise InputError(
+                f"There is nothing to run: the tokens have the shape {tuple(tokens.shape)}."
+            )
+        if self.anatomy.tokens is None:
+            return tokens
+        if tokens.dtype not in (torch.int32, torch.int64) or tokens.ndim not in (1, 2):
+            raise InputError(
+                f"Expected token ids as whole numbers (int64) [batch, seq]; got {tokens.dtype} of "
+                f"the shape {tuple(tokens.shape)}."
+            )
+        tokens = tokens if tokens.ndim == 2 else tokens[None]
+        d_vocab = getattr(self.cfg, "d_vocab", None)
+        n_ctx = getattr(self.cfg, "n_ctx", None)
+        low, high = (int(end) for end in torch.aminmax(tokens))
+        if low < 0 or (isinstance(d_vocab, int) and 0 < d_vocab <= high):
+            raise InputError(
+                f"The token ids run from {low} to {high}; this model knows 0 to {d_vocab - 1}."
+                if d_vocab
+                else f"The token ids run from {low}; expected 0 or more."
+            )
+        if isinstance(n_ctx, int) and 0 < n_ctx < tokens.shape[1]:
+            raise InputError(
+                f"The prompt has {tokens.shape[1]} tokens; this model's context is {n_ctx}."
+            )
+        return tokens
 
     def _record(self, data: Any) -> PassRecord:
         """Run one batch outside every open patch and return its record."""
         batch = self._to_tokens(data)
         self._check_alone()
         session = Session(self.wrapped_model, self.anatomy, reads=False)
-        outer = self._sessions[-1] if self._sessions else None
-        if outer:
-            outer.detach()
+        if self._session is not None:
+            self._session.detach()
         try:
             session.attach()
             with torch.no_grad():
                 self.wrapped_model(batch)
         finally:
             session.detach()
-            if outer:
-                outer.attach()
+            if self._session is not None:
+                self._session.attach()
         if session.record is None:
             raise InputError(
                 "The pass did not reach the end of the residual stream; nothing to record."
@@ -453,6 +510,15 @@ def _check_ablation(ablation: object) -> None:
         raise InputError(
             f"ablation must be an AblationType ({', '.join(a.name for a in AblationType)}); "
             f"got {ablation!r}."
+        )
+
+
+def _check_equal_lengths(lengths: list[int]) -> None:
+    if len(set(lengths)) > 1:
+        raise InputError(
+            f"The prompts of a batch must have the same number of tokens, got {lengths}: padding "
+            "would be patched like text. Run prompts of one length at a time, or tokenize them "
+            "yourself and run the model with an attention mask inside `with model.patch(...)`."
         )
 
 

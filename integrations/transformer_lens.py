@@ -307,7 +307,8 @@ def _strings_of(tokenizer: Any) -> Callable[[Tensor], list[str]] | None:
     if tokenizer is None:
         return None
 
-    def to_strings(row: Tensor) -> list[str]:
-        return [tokenizer.decode([token]) for token in row.tolist()]
+    return partial(_decode, tokenizer)
 
-    return to_strings
+
+def _decode(tokenizer: Any, row: Tensor) -> list[str]:
+    return [tokenizer.decode([token]) for token in row.tolist()]

@@ -7,13 +7,14 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 import circuit_trace as ct
 from tests.footprint import footprint, lent
-from tests.models import CASES, TWO, oracle, shared, tokens
+from tests.models import CASES, TWO, oracle, shared, tokens, wrapped
 from tests.oracle import Ask
 
 SEQ = 6
@@ -632,3 +633,80 @@ def test_every_error_is_of_one_family_and_of_the_built_in_kind_that_a_reader_exp
     for error, built_in in kinds.items():
         assert issubclass(error, ct.CircuitTraceError)
         assert issubclass(error, built_in)
+
+
+def test_all_edges_of_a_node_are_its_ablation() -> None:
+    model = wrapped("hooked LN")
+    by_node = model.trace(tokens(1), corrupt=tokens(2), nodes=["A0.1", "MLP 0"])
+    names = [edge.name for edge in model.edges if edge.src.name in ("A0.1", "MLP 0")]
+    by_edge = model.trace(tokens(1), corrupt=tokens(2), edges=names)
+    assert torch.equal(by_node.logits, by_edge.logits)
+    assert [edge.name for edge in by_node.edges] == names
+
+
+def test_nodes_take_masks_and_positions_and_give_way_to_edges() -> None:
+    model = wrapped("hooked LN", 6)
+    trace = model.trace(
+        tokens(1),
+        corrupt=tokens(2),
+        nodes={(3, "A0.1"): 0.5, model.srcs[5]: 0.25},
+        edges={(3, "A0.1->Resid End"): 0.0},
+    )
+    assert trace.edge("A0.1->MLP 1", 3).mask == 0.5
+    assert trace.edge("A0.1->MLP 1", 2).mask == 0
+    assert trace.edge("A0.1->Resid End", 3).mask == 0
+    assert trace.edge(f"{model.srcs[5]}->Resid End", 5).mask == 0.25
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        (["A0.9"], r"Unknown source 'A0.9'\. Did you mean 'A0.3'"),
+        (["A0.1.Q"], "can only be a destination"),
+        ([(9, "A0.1")], "Position 9 of the node 'A0.1' is outside"),
+        ([3], "Cannot read 3 as a node"),
+        (7, "Cannot read 7 as nodes"),
+    ],
+)
+def test_nodes_that_are_none(nodes: Any, message: str) -> None:
+    with pytest.raises(ct.EdgeError, match=message):
+        wrapped("hooked LN", 6).trace(tokens(1), corrupt=tokens(2), nodes=nodes)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.ones(1, 3), "whole numbers"),
+        (torch.ones(1, 3, dtype=torch.bool), "whole numbers"),
+        (torch.ones(1, 1, 3, dtype=torch.long), "whole numbers"),
+        (torch.full((1, 3), 23), "run from 23 to 23; this model knows 0 to 22"),
+        (torch.full((1, 3), -1), "run from -1"),
+        (torch.ones(1, 17, dtype=torch.long), "17 tokens; this model's context is 16"),
+    ],
+)
+def test_tokens_that_the_model_cannot_run(data: torch.Tensor, message: str) -> None:
+    with pytest.raises(ct.InputError, match=message):
+        wrapped("hooked LN").source_outputs(data)
+
+
+def test_prompts_of_unequal_length_are_not_padded_in_silence() -> None:
+    model = ct.wrap(ct.load_model("bundled"))
+    with pytest.raises(ct.InputError, match=r"same number of tokens, got \[6, 3\]"):
+        model.source_outputs(["When Mary and John went", "When Mary"])
+
+
+def test_wrapping_inside_an_open_patch() -> None:
+    model = wrapped("hooked LN")
+    with model.patch(), pytest.raises(ct.InputError, match="A patch is open on this model"):
+        ct.wrap(model.wrapped_model)
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_numbers_of_numpy_are_whole_numbers_too() -> None:
+    model = ct.wrap(CASES["hooked LN"].build(), seq_len=np.int64(6))
+    assert model.seq_len == 6
+    assert model.edge("A0.1->MLP 1", np.int64(3)).seq_idx == 3
+    for odd in (True, 2.5, "3"):
+        with pytest.raises(ct.EdgeError, match="expected a whole number"):
+            model.edge("A0.1->MLP 1", odd)

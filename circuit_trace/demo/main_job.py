@@ -61,6 +61,11 @@ class _Task:
         self.model = wrap(
             wrapped.wrapped_model, seq_len=clean.shape[1], verify=False, anatomy=wrapped.anatomy
         )
+        if len(set(prompts.answers)) < 2:
+            raise InputError(
+                f"The two answers must differ, got {prompts.answers[0]!r} twice: the effect of an "
+                "edge is how it moves the logits of one against the other."
+            )
         self.answers = [_answer_token(wrapped, text) for text in prompts.answers]
         self.patched: SourceOutputs = self.model.source_outputs(corrupt)
         self.clean_difference = self.difference(self.model.trace(clean).logits)

@@ -4,7 +4,9 @@ from circuit_trace.graph.edges import Edge as Edge
 from circuit_trace.graph.edges import Edges as Edges
 from circuit_trace.graph.graph import EdgeSpec as EdgeSpec
 from circuit_trace.graph.graph import Graph as Graph
+from circuit_trace.graph.graph import NodeSpec as NodeSpec
 from circuit_trace.graph.graph import build_graph as build_graph
+from circuit_trace.graph.graph import whole_number as whole_number
 from circuit_trace.graph.nodes import DestModule as DestModule
 from circuit_trace.graph.nodes import DestNode as DestNode
 from circuit_trace.graph.nodes import SrcNode as SrcNode

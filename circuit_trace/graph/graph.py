@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from operator import index
+from typing import Any
 
 from circuit_trace.anatomy import Anatomy
 from circuit_trace.errors import EdgeError
@@ -16,7 +18,20 @@ from circuit_trace.graph.nodes import DestModule, DestNode, SrcNode
 EdgeSpec = str | Edge | tuple[int, str]
 """How a user names an edge: "A0.1->A1.2.Q", (3, "A0.1->A1.2.Q") at position 3, or an `Edge`."""
 
+NodeSpec = str | SrcNode | tuple[int, str]
+"""How a user names a source: "A0.1", (3, "A0.1") at position 3, or a `SrcNode`."""
+
 ARROW = "->"
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number of any integer type (NumPy's too), None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return index(value)
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +111,7 @@ class Graph:
                 f"There is no edge {name!r}: {src.name} does not write before {dest.name} reads. "
                 f"The last source that {dest.name} reads is {self.srcs[dest.n_sources - 1].name}."
             )
-        self._check_position(seq_idx, name)
-        return Edge(src, dest, seq_idx)
+        return Edge(src, dest, self._position(seq_idx, f"the edge {name!r}"))
 
     def number(self, edge: Edge) -> int:
         """The number of an edge of this graph (at position 0 where it names none)."""
@@ -125,6 +139,26 @@ class Graph:
             return (first,)
         return range(first, self.n_edges, self.n_edges_per_position)
 
+    def numbers_from(self, spec: NodeSpec) -> Sequence[int]:
+        """The numbers of all edges that start at a source, at one position or at each.
+
+        Raises:
+            EdgeError: There is no such source or position.
+        """
+        position, name = self._read_node(spec)
+        if name not in self.src_by_name:
+            raise EdgeError(f"Unknown source {name!r}.{self._hint(name, 'source')}")
+        src = self.src_by_name[name]
+        at = self._position(position, f"the node {name!r}")
+        positions = range(self.seq_len or 1) if at is None else (at,)
+        return [
+            p * self.n_edges_per_position + module.offset + slot * module.n_sources + src.idx
+            for p in positions
+            for module in self.modules
+            if src.idx < module.n_sources
+            for slot in range(len(module.dests))
+        ]
+
     def known_numbers(self, spec: object) -> Sequence[int]:
         """The numbers of an edge or a name, none where this graph has no such edge."""
         try:
@@ -138,39 +172,71 @@ class Graph:
         if isinstance(spec, str):
             return None, spec
         if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[1], str):
-            position, name = spec
-            if isinstance(position, int) and not isinstance(position, bool):
-                return position, name
+            position = whole_number(spec[0])
+            if position is not None:
+                return position, spec[1]
         raise EdgeError(
             f"Cannot read {spec!r} as an edge: expected a name such as "
             f"'{self.srcs[0].name}->{self.dests[-1].name}', a pair (seq_idx, name), or an Edge."
         )
 
+    def _read_node(self, spec: NodeSpec) -> tuple[int | None, str]:
+        if isinstance(spec, SrcNode):
+            return None, spec.name
+        if isinstance(spec, str):
+            return None, spec
+        if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[1], str):
+            position = whole_number(spec[0])
+            if position is not None:
+                return position, spec[1]
+        raise EdgeError(
+            f"Cannot read {spec!r} as a node: expected a source's name such as "
+            f"{self.srcs[-1].name!r}, a pair (seq_idx, name), or a SrcNode."
+        )
+
     def _node(self, name: str, known: dict, role: str, edge_name: str):
         if name in known:
             return known[name]
+        raise EdgeError(
+            f"Unknown {role} {name!r} in the edge {edge_name!r}.{self._hint(name, role)}"
+        )
+
+    def _hint(self, name: str, role: str) -> str:
+        """The names nearest to one that is not a source or destination, and those there are."""
+        known, other = self.src_by_name, self.dest_by_name
+        if role == "destination":
+            known, other = other, known
         near = get_close_matches(name, known, n=3, cutoff=0.5)
-        other = self.dest_by_name if known is self.src_by_name else self.src_by_name
         hint = f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
         if name in other:
             hint = (
                 f" {name!r} can only be a {'destination' if role == 'source' else 'source'}.{hint}"
             )
-        raise EdgeError(f"Unknown {role} {name!r} in the edge {edge_name!r}.{hint}")
+        names = list(known)
+        return f"{hint} The {role}s run from {names[0]!r} to {names[-1]!r}."
 
-    def _check_position(self, seq_idx: int | None, name: str) -> None:
+    def _position(self, given: Any, what: str) -> int | None:
+        """A position, checked; None where none is given."""
+        if given is None:
+            return None
+        seq_idx = whole_number(given)
         if seq_idx is None:
-            return
+            raise EdgeError(
+                f"Position {given!r} of {what} cannot be read: expected a whole number, the place "
+                "of a token in the sequence."
+            )
         if self.seq_len is None:
             raise EdgeError(
-                f"The edge {name!r} was asked for at position {seq_idx}, but the model was wrapped "
-                "without positions. Wrap it with seq_len=<number of tokens> to tell them apart."
+                f"{what[:1].upper()}{what[1:]} was asked for at position {seq_idx}, but the model "
+                "was wrapped without positions. Wrap it with seq_len=<number of tokens> to tell "
+                "them apart."
             )
         if not 0 <= seq_idx < self.seq_len:
             raise EdgeError(
-                f"Position {seq_idx} of the edge {name!r} is outside the sequence: the model was "
+                f"Position {seq_idx} of {what} is outside the sequence: the model was "
                 f"wrapped with seq_len={self.seq_len}, so positions run from 0 to {self.seq_len - 1}."
             )
+        return seq_idx
 
 
 def build_graph(anatomy: Anatomy, seq_len: int | None) -> Graph:

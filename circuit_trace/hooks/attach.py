@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -22,21 +23,33 @@ def attach(point: Point, on_tensor: OnTensor, *, first: bool = False) -> Removab
     """
     if point.side == "output":
 
-        def after(_module: Any, _args: Any, output: Any) -> Any:
+        def after(module: Any, _args: Any, output: Any) -> Any:
+            if module is not point.module:  # a copy of the model took the hook along
+                return None
             is_tuple = isinstance(output, tuple)
-            new = on_tensor(output[0] if is_tuple else output)
+            new = _see(on_tensor, output[0] if is_tuple else output)
             if new is None:
                 return None
             return (new, *output[1:]) if is_tuple else new
 
         return point.module.register_forward_hook(after, prepend=first)
 
-    def before(_module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def before(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if module is not point.module:
+            return None
         if args:
-            new = on_tensor(args[0])
+            new = _see(on_tensor, args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
         name = next(iter(kwargs))
-        new = on_tensor(kwargs[name])
+        new = _see(on_tensor, kwargs[name])
         return None if new is None else (args, {**kwargs, name: new})
 
     return point.module.register_forward_pre_hook(before, prepend=first, with_kwargs=True)
+
+
+def _see(on_tensor: OnTensor, tensor: Any) -> Tensor | None:
+    """Outside autocast: what we compute keeps the precision of its inputs."""
+    if isinstance(tensor, Tensor) and torch.is_autocast_enabled(tensor.device.type):
+        with torch.autocast(tensor.device.type, enabled=False):
+            return on_tensor(tensor)
+    return on_tensor(tensor)

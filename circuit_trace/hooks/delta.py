@@ -140,7 +140,8 @@ class PassDeltas:
         batch, seq = difference.shape[:2]
         if self.buffer is None:
             shape = (len(self.plan.rows), batch, seq, current.d_model)
-            self.buffer = torch.empty(shape, dtype=difference.dtype, device=difference.device)
+            dtype = difference.dtype if weight is None else weight.dtype
+            self.buffer = torch.empty(shape, dtype=dtype, device=difference.device)
         rows = slice(self.n_filled, self.n_filled + len(slots))
         project(difference, weight, slots, gain, out=self.buffer[rows])
         self.n_filled += len(slots)

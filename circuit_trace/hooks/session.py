@@ -94,7 +94,7 @@ class Session:
                 handle = attach(self.anatomy.tokens, self._tokens_came)
                 self._patch_handles.append(handle)
             self._patch_handles.append(attach(self.anatomy.logits, self._logits_came))
-            self._patch_handles.append(self.model.register_forward_hook(self._pass_ended))
+            self._patch_handles.append(self.model.register_forward_hook(self._on_model()))
         except BaseException:
             self.detach()
             raise
@@ -219,7 +219,18 @@ class Session:
             self._whole.logits_version = None if logits.is_inference() else logits._version
             self._pass_ended()
 
-    def _pass_ended(self, *_: object) -> None:
+    def _on_model(self) -> Callable[..., None]:
+        def model_returned(model: nn.Module, _args: object, _output: object) -> None:
+            if model is not self.model:  # a copy of the model took the hook along
+                return
+            if self._pass is not None:  # it stopped early: nothing to record
+                stopped, self._pass = self._pass, None
+                self._check_all_patched(stopped)
+            self._pass_ended()
+
+        return model_returned
+
+    def _pass_ended(self) -> None:
         """A record counts when the stream has ended and nothing failed after it."""
         if self._whole is not None:
             record, self._whole = self._whole, None
@@ -232,8 +243,9 @@ class Session:
             if dest.module_name in self._touched and not points <= one.patched:
                 raise InputError(
                     f"The input of {dest.names[0]!r} was to be patched, but that part of the model "
-                    "did not run. If the model was rebuilt after it was wrapped (weights folded, "
-                    "modules replaced), wrap it again."
+                    "did not run. If the pass stopped early (stop_at_layer), run the whole model; if "
+                    "the model was rebuilt after it was wrapped (weights folded, modules replaced), "
+                    "wrap it again."
                 )
 
     def _patch(self, dest: DestSite, reader: Reader, tensor: Tensor) -> Tensor | None:
@@ -306,6 +318,12 @@ def _add(tensor: Tensor, delta: Delta) -> Tensor:
 
 def _replace(tensor: Tensor, n_heads: int, delta: Delta, new: Tensor) -> Tensor:
     """A tensor of heads, in whichever layout the model uses, with the patched heads replaced."""
+    if tensor[0, 0].numel() != n_heads * new.shape[-1]:
+        raise InputError(
+            f"A tensor of {n_heads} heads × {new.shape[-1]} was to be patched, but this pass has "
+            f"the shape {tuple(tensor.shape)}. If the model's settings were changed after it was "
+            "wrapped (ungrouped key-value heads, for instance), wrap it again."
+        )
     heads = tensor.reshape(*tensor.shape[:2], n_heads, -1).clone()
     index = torch.tensor(delta.heads, device=tensor.device)
     values = new.permute(1, 2, 0, 3).to(heads)

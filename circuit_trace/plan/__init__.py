@@ -4,6 +4,7 @@ from circuit_trace.plan.ablation import AblationType as AblationType
 from circuit_trace.plan.ablation import ablate_batch as ablate_batch
 from circuit_trace.plan.dataset import mean_outputs as mean_outputs
 from circuit_trace.plan.masks import EdgesArg as EdgesArg
+from circuit_trace.plan.masks import NodesArg as NodesArg
 from circuit_trace.plan.masks import PruneScores as PruneScores
 from circuit_trace.plan.masks import check_scores as check_scores
 from circuit_trace.plan.masks import score_shape as score_shape

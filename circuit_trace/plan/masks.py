@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from circuit_trace.errors import EdgeError, MaskError
-from circuit_trace.graph import DestModule, Edge, EdgeSpec, Graph
+from circuit_trace.graph import DestModule, Edge, EdgeSpec, Graph, NodeSpec, SrcNode
 
 PruneScores = dict[str, Tensor]
 """From a destination module's name to its edges' scores, `[seq?] [head?] [n_sources]`."""
 
 EdgesArg = str | Edge | Iterable[EdgeSpec] | Mapping[EdgeSpec, "float | Tensor"]
+
+NodesArg = str | SrcNode | Iterable[NodeSpec] | Mapping[NodeSpec, "float | Tensor"]
+"""Sources, all of whose edges are meant."""
+
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What masks and scores are kept in; anything else becomes float32."""
 
 
 def score_shape(module: DestModule, seq_len: int | None) -> tuple[int, ...]:
@@ -22,23 +30,19 @@ def score_shape(module: DestModule, seq_len: int | None) -> tuple[int, ...]:
     return module.shape if seq_len is None else (seq_len, *module.shape)
 
 
-def masks_from_edges(graph: Graph, edges: EdgesArg) -> tuple[PruneScores, list[int]]:
+def masks_from_edges(
+    graph: Graph, edges: EdgesArg | None, nodes: NodesArg | None = None
+) -> tuple[PruneScores, list[int]]:
     """Turn named edges into masks (1, or the mapping's value) and the numbers of those named.
 
-    Only the modules that an edge ends in get a mask. Values may be tensors that require grad.
+    Only the modules that an edge ends in get a mask. Values may be tensors that require grad. An
+    edge named by itself takes its mask from there, not from its source.
     """
-    if isinstance(edges, str | Edge):
-        edges = (edges,)
-    if not isinstance(edges, Iterable):
-        raise EdgeError(
-            f"Cannot read {edges!r} as edges: expected names, Edge objects or pairs (seq_idx, name), "
-            "or a mapping from them to masks."
-        )
-    pairs = edges.items() if isinstance(edges, Mapping) else ((edge, 1.0) for edge in edges)
     values: dict[int, float | Tensor] = {}
-    for spec, value in pairs:
-        checked = _check_value(spec, value)
-        values.update((number, checked) for number in graph.numbers(spec))
+    if nodes is not None:
+        values.update(_values(graph, nodes, graph.numbers_from, "node"))
+    if edges is not None:
+        values.update(_values(graph, edges, graph.numbers, "edge"))
     named = sorted(values)
     by_module: dict[str, list[tuple[int, float | Tensor]]] = {}
     for number in named:
@@ -53,17 +57,47 @@ def masks_from_edges(graph: Graph, edges: EdgesArg) -> tuple[PruneScores, list[i
     return masks, named
 
 
-def _check_value(spec: EdgeSpec, value: object) -> float | Tensor:
+def _values(
+    graph: Graph, given: Any, numbers: Callable[[Any], Sequence[int]], what: str
+) -> dict[int, float | Tensor]:
+    """The mask of every edge that is meant, by its number; one position counts over all of them."""
+    if isinstance(given, str | Edge | SrcNode):
+        given = (given,)
+    if not isinstance(given, Iterable):
+        raise EdgeError(
+            f"Cannot read {given!r} as {what}s: expected names, {what.capitalize()} objects or "
+            "pairs (seq_idx, name), or a mapping from them to masks."
+        )
+    pairs = given.items() if isinstance(given, Mapping) else ((spec, 1.0) for spec in given)
+    at_all: dict[int, float | Tensor] = {}
+    at_one: dict[int, float | Tensor] = {}
+    for spec, value in pairs:
+        checked = _check_value(spec, value, what)
+        is_one = isinstance(spec, tuple) or getattr(spec, "seq_idx", None) is not None
+        values = at_one if is_one else at_all
+        for number in numbers(spec):
+            first = values.setdefault(number, checked)
+            if first is not checked and (isinstance(first, Tensor) or first != checked):
+                raise MaskError(
+                    f"The edge {str(graph.edge_at(number))!r} is named twice, with the masks "
+                    f"{first} and {checked}: give each edge one mask."
+                )
+    return {**at_all, **at_one}
+
+
+def _check_value(spec: object, value: object, what: str) -> float | Tensor:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        if not torch.isfinite(value.detach()).item():
+        if not torch.isfinite(value.detach().float()).item():
             raise MaskError(
-                f"The mask of the edge {spec!r} is {value.item()}: expected a finite number."
+                f"The mask of the {what} {spec!r} is {value.item()}: expected a finite number "
+                "within float32."
             )
         return value.reshape(()) if value.requires_grad else float(value)
-    if isinstance(value, Real) and abs(float(value)) <= torch.finfo(torch.float32).max:
+    limit = torch.finfo(torch.float32).max
+    if isinstance(value, Real) and -limit <= value <= limit:  # pyright: ignore[reportOperatorIssue]
         return float(value)
     raise MaskError(
-        f"The mask of the edge {spec!r} is {value!r}: expected a finite number "
+        f"The mask of the {what} {spec!r} is {value!r}: expected a finite number "
         "(0 = current, 1 = patched) or a tensor of one."
     )
 
@@ -108,9 +142,15 @@ def check_scores(graph: Graph, scores: object, what: str) -> PruneScores:
                 f"([seq, head, source], each where it applies), got {got}."
                 f"{_seq_hint(graph, got, expected)}"
             )
-        values = tensor if tensor.is_floating_point() else tensor.float()
-        if not torch.isfinite(values.detach()).all():
-            where = (~torch.isfinite(values.detach())).flatten().nonzero()[0].item()
+        if tensor.is_complex() or tensor.layout != torch.strided or tensor.is_meta:
+            raise MaskError(
+                f"{what} of {name!r} must be a dense tensor of real numbers; got {tensor.dtype}, "
+                f"{tensor.layout} on {tensor.device}."
+            )
+        values = tensor if tensor.dtype in _FLOATS else tensor.float()
+        finite = torch.isfinite(values.detach().float())
+        if not finite.all():
+            where = (~finite).flatten().nonzero()[0].item()
             raise MaskError(
                 f"{what} of {name!r} hold {_edge_of(graph, name, int(where))} = "
                 f"{values.flatten()[int(where)].item()}: expected finite numbers."

@@ -99,11 +99,12 @@ def project(
         return vectors if out is None else out.copy_(vectors)
     matrix = weight if len(index) == n_nodes else weight[index]
     rows = chosen.reshape(len(index), batch * seq, -1).to(matrix.dtype)
-    if out is not None:
+    if out is not None and out.dtype == matrix.dtype:
         torch.bmm(rows, matrix, out=out.view(len(index), batch * seq, -1))
         return out if gain is None else out.mul_(gain)
     vectors = torch.bmm(rows, matrix).view(len(index), batch, seq, -1)
-    return vectors if gain is None else vectors * gain
+    vectors = vectors if gain is None else vectors * gain
+    return vectors if out is None else out.copy_(vectors)
 
 
 def _mark(weight: Tensor | None) -> tuple[int | None, Tensor | None]:
@@ -141,7 +142,7 @@ class SourceOutputs(Mapping[str, Tensor]):
         return {src.name: src for src in self.srcs}
 
     def __getitem__(self, name: str) -> Float[Tensor, "batch seq d_model"]:
-        if name not in self._by_name:
+        if not isinstance(name, str) or name not in self._by_name:
             raise EdgeError(
                 f"There is no source {name!r}; the sources run from {self.srcs[0].name!r} to "
                 f"{self.srcs[-1].name!r}."

@@ -10,6 +10,7 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import Edges, Graph
 from circuit_trace.plan.masks import (
     EdgesArg,
+    NodesArg,
     PruneScores,
     check_scores,
     masks_from_edges,
@@ -80,6 +81,7 @@ def make_plan(
     patched: SourceOutputs | None,
     edges: EdgesArg | None,
     masks: PruneScores | None,
+    nodes: NodesArg | None = None,
 ) -> Plan:
     """Read what a user asks to patch.
 
@@ -87,11 +89,12 @@ def make_plan(
         EdgeError, MaskError: As the edges or masks are wrong.
         InputError: Both were given, or something to patch but nothing to patch in.
     """
-    if edges is not None and masks is not None:
-        raise InputError("Give either edges= or masks=, not both: each says what is patched.")
+    if masks is not None and (edges is not None or nodes is not None):
+        other = "edges" if edges is not None else "nodes"
+        raise InputError(f"Give either {other}= or masks=, not both: each says what is patched.")
     named: list[int] = []
-    if edges is not None:
-        read, named = masks_from_edges(graph, edges)
+    if edges is not None or nodes is not None:
+        read, named = masks_from_edges(graph, edges, nodes)
     elif masks is not None:
         read = check_scores(graph, masks, "The masks")
     else:

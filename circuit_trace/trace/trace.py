@@ -113,7 +113,7 @@ class Trace:
         Raises:
             EdgeError: There is no such destination.
         """
-        if name not in self.graph.dest_by_name:
+        if not isinstance(name, str) or name not in self.graph.dest_by_name:
             raise EdgeError(
                 f"There is no destination {name!r}; they run from {self.graph.dests[0].name!r} to "
                 f"{self.graph.dests[-1].name!r}."

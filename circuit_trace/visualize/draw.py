@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError, NoTraceError
-from circuit_trace.graph import Edge, Graph
+from circuit_trace.graph import Edge, Graph, whole_number
 from circuit_trace.plan import PruneScores
 from circuit_trace.trace import Trace
 from circuit_trace.visualize.edges import (
@@ -146,6 +146,7 @@ def net_viz(
     """
     _check_options(score_threshold, orientation)
     bottom, top = _interval(vert_interval)
+    _check_size(size)
     graph, trace = _source(model, prune_scores)
     if prune_scores is None:
         assert trace is not None
@@ -153,6 +154,8 @@ def net_viz(
         drawn = live_edges(trace, score_threshold, batch_idx)
     else:
         drawn = score_edges(graph, prune_scores, score_threshold)
+    seq_edges = list(seq_edges)
+    seq_idx = _position(graph, seq_edges, seq_idx)
     wanted = {number for edge in seq_edges for number in graph.numbers(edge)}
     chosen = [
         one for one in drawn if graph.number(one.edge) in wanted and one.edge.seq_idx == seq_idx
@@ -169,6 +172,24 @@ def net_viz(
     return sankey(panel, orientation), panel.n_layers
 
 
+def _position(graph: Graph, edges: list[Edge], seq_idx: Any) -> int | None:
+    """The position to draw: the one given, or the only one that the edges are at."""
+    if graph.seq_len is None:
+        if seq_idx is None:
+            return None
+        raise FigureError(f"seq_idx={seq_idx!r}, but the model was wrapped without positions.")
+    found = sorted({edge.seq_idx for edge in edges if edge.seq_idx is not None})
+    if seq_idx is None and len(found) <= 1:
+        return found[0] if found else None
+    position = whole_number(seq_idx)
+    if position is None or not 0 <= position < graph.seq_len:
+        raise FigureError(
+            f"seq_idx must say which position to draw, from 0 to {graph.seq_len - 1}; got "
+            f"{seq_idx!r}."
+        )
+    return position
+
+
 def _interval(given: Any) -> tuple[float, float]:
     is_pair = isinstance(given, tuple | list) and len(given) == 2
     if (
@@ -180,6 +201,12 @@ def _interval(given: Any) -> tuple[float, float]:
     raise FigureError(
         f"vert_interval must be (bottom, top) with 0 ≤ bottom < top ≤ 1; got {given!r}."
     )
+
+
+def _check_size(size: Any) -> None:
+    is_pair = isinstance(size, tuple | list) and len(size) == 2
+    if not is_pair or not all(isinstance(n, int | float) and 0 < n < 1e5 for n in size):
+        raise FigureError(f"size must be (width, height) in pixels, both above 0; got {size!r}.")
 
 
 def _check_options(score_threshold: float, orientation: str) -> None:
@@ -218,6 +245,8 @@ def _titles(
 ) -> Sequence[str] | None:
     """The labels of the positions: those given, else the traced tokens."""
     if seq_labels is not None:
+        if not isinstance(seq_labels, Iterable):
+            raise FigureError(f"seq_labels must be a list of strings; got {seq_labels!r}.")
         labels = [seq_labels] if isinstance(seq_labels, str) else list(seq_labels)
         if graph.seq_len is not None and len(labels) != graph.seq_len:
             raise FigureError(
@@ -236,6 +265,9 @@ def _live_note(trace: Trace, drawn: list[DrawnEdge], threshold: float) -> str:
         why = "" if trace.edges else " Nothing was patched in this pass."
         return f"No edge has |mask| ≥ {mask_text(threshold)}.{why}"
     what = "‖current‖→‖patched‖" if trace.patched else "‖current‖"
+    masks = trace.masks.values()
+    if any(bool(((mask != 0) & (mask != 1)).any()) for mask in masks):
+        what += " (mask)"
     on_edges = f" On each edge: {what} of what its source wrote."
     return "Width: |mask|." + (on_edges if len(drawn) <= MOST_SHORT_LABELS else "")
 

@@ -24,7 +24,11 @@ POSITIVE = f"rgba(0, 90, 200, {ALPHA})"  # blue
 NEGATIVE = f"rgba(204, 30, 30, {ALPHA})"  # red
 ZERO = f"rgba(128, 128, 128, {ALPHA})"
 
-LIVE_LEGEND = ((PATCHED, "patched"), (BETWEEN, "in between"), (CURRENT, "current"))
+LIVE_LEGEND = (
+    (PATCHED, "patched (mask 1)"),
+    (BETWEEN, "another mask"),
+    (CURRENT, "current (mask 0)"),
+)
 SCORE_LEGEND = ((POSITIVE, "positive score"), (NEGATIVE, "negative score"), (ZERO, "zero"))
 
 
@@ -100,6 +104,8 @@ def label_live(trace: Trace, edges: list[Edge], batch_idx: int) -> list[DrawnEdg
         if patched is not None:
             norms += f", ‖patched‖ {number(instead)}"
             short += f"→{number(instead)}"
+        if weight not in (0, 1):
+            short += f" ({mask_text(weight)})"
         where = "" if edge.seq_idx is not None else " (last position; norms over all)"
         label = BREAK.join(
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from os import PathLike
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -25,6 +26,8 @@ def check_path(file_path: str | Path) -> Path:
     Raises:
         FigureError: It is not; the message lists those that are.
     """
+    if not isinstance(file_path, str | PathLike):
+        raise FigureError(f"file_path must be a path such as 'circuit.html'; got {file_path!r}.")
     path = Path(file_path)
     if path.suffix.lower() not in FORMATS:
         raise FigureError(

@@ -30,7 +30,7 @@ def _no_browser(_figure: object, _path: Path, suffix: str) -> None:
 
 def difference(model, logits) -> float:
     right, wrong = (model.tokenizer.encode(word, add_special_tokens=False)[0] for word in ANSWERS)
-    return float(logits[0, -1, right] - logits[0, -1, wrong])
+    return (logits[0, -1, right] - logits[0, -1, wrong]).item()
 
 
 def test_the_model_prefers_each_prompts_own_name(model, report: Report) -> None:

@@ -169,6 +169,11 @@ UNKNOWN_NODES = {
     ),
 }
 
+RANGES = {
+    "source": "The sources run from 'Resid Start' to 'MLP 1'.",
+    "destination": "The destinations run from 'A0.0.Q' to 'Resid End'.",
+}
+
 LAST_SOURCES = {
     "A1.0->A0.1.Q": "Resid Start",
     "A1.0->A1.1.V": "MLP 0",
@@ -189,7 +194,7 @@ MALFORMED = [
 
 BAD_NAMES = {
     **{
-        name: f"Unknown {role} {node!r} in the edge {name!r}.{hint}"
+        name: f"Unknown {role} {node!r} in the edge {name!r}.{hint} {RANGES[role]}"
         for name, (role, node, hint) in UNKNOWN_NODES.items()
     },
     **{

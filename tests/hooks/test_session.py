@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -257,7 +258,8 @@ def test_a_failed_pass_is_not_recorded_later_either(
         model(CLEAN)
         with pytest.raises(type(error)):
             hooked.run_with_hooks(CORRUPT, fwd_hooks=[("ln_final.hook_scale", raising(error))])
-        hooked(CORRUPT, stop_at_layer=1)
+        with pytest.raises(ct.InputError, match="did not run"):
+            hooked(CORRUPT, stop_at_layer=1)
         assert torch.equal(model.last_trace.tokens, CLEAN)
     assert torch.equal(model.last_trace.tokens, CLEAN)
 
@@ -620,10 +622,66 @@ def test_a_pass_that_starts_in_the_middle_is_refused() -> None:
 
 def test_a_pass_that_stops_early_leaves_no_trace(model: ct.PatchableModel, hooked: Any) -> None:
     first = model.trace(CLEAN)
-    with model.patch(model.source_outputs(CORRUPT), edges=EDGES):
+    with model.patch(model.source_outputs(CORRUPT), edges=["A0.1->MLP 0"]):
         hooked(CORRUPT, stop_at_layer=1)
         assert model.last_trace is first
     assert model.last_trace is first
+
+
+def test_an_edge_beyond_the_end_of_a_pass_is_no_silence(
+    model: ct.PatchableModel, hooked: Any
+) -> None:
+    with model.patch(model.source_outputs(CORRUPT), edges=EDGES):
+        with pytest.raises(ct.InputError, match="If the pass stopped early"):
+            hooked(CORRUPT, stop_at_layer=1)
+        hooked(CLEAN)
+        assert torch.equal(model.last_trace.tokens, CLEAN)
+
+
+def test_a_pass_resumed_from_another_is_refused() -> None:
+    hooked = CASES["hooked LN"].build()  # a bridge knows no start_at_layer
+    model = ct.wrap(hooked)
+    stream = torch.zeros(*CLEAN.shape, hooked.cfg.d_model)
+    with model.patch():
+        hooked(CORRUPT, stop_at_layer=1)
+        with pytest.raises(ct.InputError, match="no start_at_layer"):
+            hooked(stream, start_at_layer=1)
+
+
+def test_contexts_may_close_in_any_order(model: ct.PatchableModel, hooked: Any) -> None:
+    patched, before, plain = model.source_outputs(CORRUPT), footprint(hooked), model(CLEAN)
+    alone = model.trace(CLEAN, patched=patched, edges=["MLP 0->Resid End"]).logits
+    outer = model.patch(patched, edges=["A0.1->Resid End"])
+    inner = model.patch(patched, edges=["MLP 0->Resid End"])
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert torch.equal(model(CLEAN), alone), "the inner one alone is open"
+    inner.__exit__(None, None, None)
+    assert footprint(hooked) == before
+    assert torch.equal(model(CLEAN), plain)
+
+
+def test_a_copy_made_inside_a_patch_is_not_patched(model: ct.PatchableModel, hooked: Any) -> None:
+    with torch.no_grad():
+        plain = hooked(CLEAN)
+        with model.patch(model.source_outputs(CORRUPT), edges=EDGES):
+            twin = copy.deepcopy(hooked)
+            model(CLEAN)
+            mine = model.last_trace
+            assert torch.equal(twin(CLEAN), plain)
+            assert model.last_trace is mine
+
+
+@pytest.mark.parametrize("edges", [EDGES, ["A0.1->A1.2.Q", "A0.1->Resid End"]])
+def test_under_autocast_the_patch_is_as_precise_as_the_pass(
+    model: ct.PatchableModel, edges: list[str]
+) -> None:
+    exact = model.trace(CLEAN, corrupt=CORRUPT, edges=edges).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.trace(CLEAN, corrupt=CORRUPT, edges=edges)
+    assert (found.logits.float() - exact).norm() < 0.05 * exact.norm()
+    assert found.reconstruction_error() < 0.05
 
 
 def test_source_outputs_of_a_model_that_stops_early_say_so() -> None:
@@ -689,8 +747,9 @@ def test_a_patch_that_the_rebuilt_model_does_not_run_is_no_silence() -> None:
     with pytest.raises(ct.InputError) as caught:
         model.trace(CLEAN, corrupt=CORRUPT, edges=["A0.1->MLP 1"])
     assert str(caught.value) == (
-        "The input of 'MLP 1' was to be patched, but that part of the model did not run. If the model "
-        "was rebuilt after it was wrapped (weights folded, modules replaced), wrap it again."
+        "The input of 'MLP 1' was to be patched, but that part of the model did not run. If the pass "
+        "stopped early (stop_at_layer), run the whole model; if the model was rebuilt after it was "
+        "wrapped (weights folded, modules replaced), wrap it again."
     )
     assert footprint(model.wrapped_model) == before
 

@@ -35,10 +35,19 @@ def test_positions() -> None:
     assert end.count_nonzero() == 3
 
 
-def test_what_is_said_later_counts() -> None:
-    masks, named = masks_from_edges(AT_3.graph, {EDGE: 0.5, (1, EDGE): 0.0})
+@pytest.mark.parametrize("edges", [{EDGE: 0.5, (1, EDGE): 0.0}, {(1, EDGE): 0.0, EDGE: 0.5}])
+def test_one_position_counts_over_all_of_them(edges: dict) -> None:
+    masks, named = masks_from_edges(AT_3.graph, edges)
     assert masks["blocks.1.hook_q_input"][:, 2, 2].tolist() == [0.5, 0.0, 0.5]
     assert len(named) == 3, "an edge at mask 0 is named too"
+
+
+def test_an_edge_named_twice_with_two_masks() -> None:
+    spelt_otherwise = EDGE.replace("->", " -> ")
+    with pytest.raises(ct.MaskError, match=r"named twice, with the masks 0\.5 and 0\.25"):
+        masks_from_edges(AT_3.graph, {EDGE: 0.5, spelt_otherwise: 0.25})
+    masks, _ = masks_from_edges(AT_3.graph, [EDGE, spelt_otherwise])
+    assert masks["blocks.1.hook_q_input"][:, 2, 2].tolist() == [1, 1, 1]
 
 
 MASK_VALUES: dict[str, tuple[Any, float]] = {

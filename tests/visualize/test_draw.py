@@ -385,6 +385,26 @@ def test_net_viz_score_threshold_and_batch_idx() -> None:
     assert "‖current‖ 450, ‖patched‖ 900" in shown[1][0]
 
 
+@pytest.mark.parametrize("seq_idx", [None, -1, SEQ, "2", True])
+def test_net_viz_of_no_such_position(seq_idx: Any) -> None:
+    model = wrapped(SEQ)
+    with pytest.raises(ct.FigureError, match="seq_idx must say which position to draw, from 0 to"):
+        ct.net_viz(model, model.edges, everything(SEQ), (0.0, 1.0), seq_idx=seq_idx)
+
+
+def test_net_viz_of_a_position_without_positions() -> None:
+    model = wrapped()
+    with pytest.raises(ct.FigureError, match="wrapped without positions"):
+        ct.net_viz(model, model.edges, random_scores(3, seed=1), (0.0, 1.0), seq_idx=3)
+
+
+@pytest.mark.parametrize("size", [None, (0, 0), (-5, 10), ("a", "b"), (float("nan"), 3), 7])
+def test_net_viz_of_no_size(size: Any) -> None:
+    model = wrapped()
+    with pytest.raises(ct.FigureError, match="size must be"):
+        ct.net_viz(model, model.edges, random_scores(3, seed=1), (0.0, 1.0), size=size)
+
+
 def test_net_viz_in_a_figure_with_another_trace() -> None:
     model = wrapped()
     diagram, _ = ct.net_viz(model, model.edges, random_scores(12, seed=1), (0.5, 1.0))

@@ -50,7 +50,8 @@ def test_a_live_label(mask: float) -> None:
     assert the_edge(drawn).label.split("<br>") == [
         EDGE, LABELS[mask], "‖current‖ 75, ‖patched‖ 150", f"mask {mask:.2f}"
     ]  # fmt: skip
-    assert the_edge(drawn).short == "Q 75→150"
+    shown = "" if mask in (0.0, 1.0) else f" ({mask:.2f})"
+    assert the_edge(drawn).short == f"Q 75→150{shown}"
     assert the_edge(drawn).weight == mask
 
 
