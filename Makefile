@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+QUIET := --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip $(QUIET)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint format train benchmark clean
+.PHONY: install demo test test-compat lint format train benchmark clean
 
 install: $(INSTALLED)
 
@@ -23,6 +24,31 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+# The engine under the other TransformerLens lines, each in an environment of its own.
+TL2 := $(VENV)-tl2
+TL4 := $(VENV)-tl4
+COMPAT := tests/test_exactness.py tests/integrations/test_models.py tests/demo
+
+$(TL2)/.installed: pyproject.toml .ci/constraints-tl2.txt
+	@echo "Setting up $(TL2)"
+	$(PYTHON) -m venv $(TL2)
+	$(TL2)/bin/python -m pip $(QUIET) install --constraint .ci/constraints-tl2.txt torch
+	$(TL2)/bin/python -m pip $(QUIET) install --constraint .ci/constraints-tl2.txt \
+	  --editable '.[test]' ordered-set blobfile vscode-tqdm attrs
+	$(TL2)/bin/python -m pip $(QUIET) install --no-deps auto-circuit==1.0.1
+	@touch $@
+
+$(TL4)/.installed: pyproject.toml .ci/constraints-tl4.txt
+	@echo "Setting up $(TL4)"
+	$(PYTHON) -m venv $(TL4)
+	$(TL4)/bin/python -m pip $(QUIET) install --constraint .ci/constraints-tl4.txt torch
+	$(TL4)/bin/python -m pip $(QUIET) install --constraint .ci/constraints-tl4.txt --editable '.[test]'
+	@touch $@
+
+test-compat: $(TL2)/.installed $(TL4)/.installed
+	CIRCUIT_TRACE_REQUIRE_PEER=1 $(TL2)/bin/python -m pytest tests/peer $(COMPAT)
+	$(TL4)/bin/python -m pytest tests/families $(COMPAT)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,4 +65,4 @@ benchmark: install
 	$(BIN)/python tests/benchmarks/engine.py
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TL2) $(TL4) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -11,12 +11,10 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.pretrained.weight_conversions.gptj import convert_gptj_weights
 
 import circuit_trace as ct
 from tests.families.models import (
@@ -36,6 +34,10 @@ from tests.families.models import (
 )
 from tests.oracle import Oracle, Shape
 
+TRANSFORMER_LENS = int(version("transformer-lens").split(".")[0])
+HAS_HOOKED, HAS_BRIDGE = TRANSFORMER_LENS <= 3, TRANSFORMER_LENS >= 3
+"""Which classes the installed TransformerLens has: 2 the older one, 3 both, 4 the newer."""
+
 HOOKED_D_MODEL = 10
 """The HookedTransformers have a width of their own."""
 
@@ -51,7 +53,7 @@ class Case:
     n_kv_heads: int = N_HEADS
 
 
-def hooked_config(**options: Any) -> HookedTransformerConfig:
+def hooked_config(**options: Any) -> Any:
     sizes: dict[str, Any] = {
         "n_layers": N_LAYERS,
         "n_heads": N_HEADS,
@@ -65,15 +67,19 @@ def hooked_config(**options: Any) -> HookedTransformerConfig:
         "seed": 0,
         "device": "cpu",
     }
+    from transformer_lens import HookedTransformerConfig
+
     return HookedTransformerConfig(**{**sizes, **options})
 
 
-def hooked(*, spread: float = SPREAD, **options: Any) -> HookedTransformer:
+def hooked(*, spread: float = SPREAD, **options: Any) -> Any:
     """A HookedTransformer with noise on every weight."""
+    from transformer_lens import HookedTransformer
+
     return perturbed(HookedTransformer(hooked_config(**options)), spread)
 
 
-def folded() -> HookedTransformer:
+def folded() -> Any:
     """A HookedTransformer whose norm weights were folded and whose writing weights were centred."""
     model = hooked()
     model.process_weights_(fold_ln=True, center_writing_weights=True, center_unembed=True)
@@ -81,15 +87,17 @@ def folded() -> HookedTransformer:
     return model
 
 
-def native(**options: Any) -> TransformerBridge:
+def native(**options: Any) -> Any:
     """A bridge around TransformerLens' own small model."""
+    from transformer_lens.model_bridge import TransformerBridge
+
     config = hooked_config(**options).to_dict()
     kept = ("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "d_vocab", "n_ctx", "act_fn")
     sizes = {key: config[key] for key in (*kept, "normalization_type", "n_key_value_heads", "seed")}
     return perturbed(TransformerBridge.boot_native({**sizes, "d_model": D_MODEL}))
 
 
-def hooked_twin_of_native(**options: Any) -> HookedTransformer:
+def hooked_twin_of_native(**options: Any) -> Any:
     """A HookedTransformer with a native bridge's weights, moved over by hand."""
     own = {
         name.replace("._original_component", ""): tensor
@@ -130,8 +138,10 @@ def _move_norm(state: dict, here: str, own: dict, there: str) -> None:
         state[f"{here}.b"] = own[f"{there}.bias"]
 
 
-def hooked_twin_of_gptj() -> HookedTransformer:
+def hooked_twin_of_gptj() -> Any:
     """A HookedTransformer with a GPT-J's weights, by TransformerLens' own conversion."""
+    from transformer_lens.pretrained.weight_conversions.gptj import convert_gptj_weights
+
     twin = hooked(
         d_model=D_MODEL,
         act_fn="gelu_new",
@@ -143,7 +153,7 @@ def hooked_twin_of_gptj() -> HookedTransformer:
     return _loaded(twin, convert_gptj_weights(hugging_face("GPTJForCausalLM"), twin.cfg))
 
 
-def _loaded(twin: HookedTransformer, state: dict) -> HookedTransformer:
+def _loaded(twin: Any, state: dict) -> Any:
     result = twin.load_state_dict(state, strict=False)
     parameters = {name for name, _ in twin.named_parameters()}
     assert not parameters & set(result.missing_keys), result.missing_keys
@@ -165,7 +175,7 @@ def _bridge_case(architecture: str, **facts: Any) -> Case:
     return Case(partial(bridge, architecture), partial(bridge, architecture), **facts)
 
 
-CASES: dict[str, Case] = {
+_HOOKED: dict[str, Case] = {
     "hooked LN": _hooked_case(),
     "hooked LNPre": _hooked_case(normalization_type="LNPre"),
     "hooked RMS": _hooked_case(normalization_type="RMS"),
@@ -193,9 +203,13 @@ CASES: dict[str, Case] = {
         rotary_dim=D_HEAD,
         d_model=D_MODEL,
     ),
+}
+_BRIDGES: dict[str, Case] = {
     "bridge GPT-2": _bridge_case("GPT2LMHeadModel"),
     "bridge GPT-NeoX": _bridge_case("GPTNeoXForCausalLM", parallel=True),
     "bridge Llama": _bridge_case("LlamaForCausalLM", n_kv_heads=N_KV_HEADS),
+}
+_BRIDGES_AGAINST_HOOKED: dict[str, Case] = {
     "bridge GPT-J": Case(partial(bridge, "GPTJForCausalLM"), hooked_twin_of_gptj, parallel=True),
     "bridge native": Case(native, hooked_twin_of_native),
     "bridge native, grouped RMS": Case(
@@ -204,13 +218,21 @@ CASES: dict[str, Case] = {
         n_kv_heads=N_KV_HEADS,
     ),
 }
-"""Every kind of model that must be exact."""
 
-TYPICAL = ("hooked LN", "bridge GPT-2", "bridge Llama")
+CASES: dict[str, Case] = {
+    **(_HOOKED if HAS_HOOKED else {}),
+    **(_BRIDGES if HAS_BRIDGE else {}),
+    **(_BRIDGES_AGAINST_HOOKED if HAS_HOOKED and HAS_BRIDGE else {}),
+}
+if TRANSFORMER_LENS == 2:  # it knows no OLMo 2
+    del CASES["hooked norms after alone"]
+"""Every kind of model that must be exact, of those that the installed TransformerLens has."""
+
+TYPICAL = tuple(name for name in ("hooked LN", "bridge GPT-2", "bridge Llama") if name in CASES)
 """One of each way in which hooks and weights are laid out, for tests that need no more."""
 
 
-TWO = ("hooked LN", "bridge GPT-2")
+TWO = TYPICAL[:2]
 """One of each class, for tests of hooks and contexts."""
 
 
@@ -247,6 +269,6 @@ def oracle(name: str, separate_qkv: bool = True) -> Oracle:
     return Oracle(CASES[name].twin(), shape_of(name, None, separate_qkv))
 
 
-def copy_of(model: HookedTransformer) -> HookedTransformer:
+def copy_of(model: Any) -> Any:
     """A HookedTransformer of the same weights that shares nothing."""
     return copy.deepcopy(model)

@@ -1,7 +1,7 @@
 """Every family of decoder models: a small random one of each, from its Hugging Face configuration.
 
 Nothing is downloaded. All weights are perturbed, biases and norm weights too, so that a forgotten
-term shows. Works on every TransformerLens that has a bridge; it imports no HookedTransformer.
+term shows. Nothing here needs HookedTransformer, and only `bridge` a TransformerLens that has one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 N_LAYERS, N_HEADS, D_HEAD, D_MLP, D_VOCAB, N_CTX = 2, 4, 4, 20, 23, 16
 N_KV_HEADS = 2
@@ -103,8 +101,10 @@ def hugging_face(architecture: str, config: Any = None) -> Any:
         return perturbed(getattr(transformers, architecture)(config))
 
 
-def bridge(architecture: str, config: Any = None) -> TransformerBridge:
-    """A bridge around a Hugging Face model."""
+def bridge(architecture: str, config: Any = None) -> Any:
+    """A TransformerBridge around a Hugging Face model."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
     model = hugging_face(architecture, config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
