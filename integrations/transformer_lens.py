@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm, rms_norm
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point, PostNorm, Reader, SourceSite
 from circuit_trace.errors import AnatomyError, InputError
@@ -53,20 +54,26 @@ def _is_a(model: nn.Module, class_name: str) -> bool:
 def _hooked_norm(norm: Any, x: Tensor) -> Tensor:
     """What HookedTransformer's LayerNorm, LayerNormPre, RMSNorm, RMSNormPre or Identity computes.
 
-    The same operations as their `forward`, less the two hook points inside.
+    The same operations as their `forward`, less the two hook points inside; in full precision in
+    one step, where only the order of additions differs.
     """
     kind = type(norm).__name__
     if isinstance(norm, nn.Identity):
         return x
     dtype = norm.cfg.dtype
+    weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)
+    if dtype in (torch.float32, torch.float64) and x.dtype == dtype:
+        if kind.startswith("LayerNorm"):
+            return layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
+        normed = rms_norm(x, x.shape[-1:], weight, norm.eps)
+        return normed if bias is None else normed + bias
     wide = x if dtype in (torch.float32, torch.float64) else x.float()
     if kind.startswith("LayerNorm"):
         wide = wide - wide.mean(-1, keepdim=True)
     scale = (wide.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
     normed = (wide / scale).to(dtype)
-    if hasattr(norm, "w"):
-        normed = normed * norm.w
-    return normed + norm.b if hasattr(norm, "b") else normed
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias
 
 
 def _bridge_norm(norm: Any, x: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor
 from circuit_trace.graph import DestModule
 from circuit_trace.plan import Plan, SiteOutput, project
 
-SPARSE_ENTRIES_PER_HEAD = 4
-"""Up to so many masked edges a head, adding them one by one beats a matrix product."""
+SPARSE_HEADS_PER_SOURCE = 4
+"""Where a source feeds up to so many of a module's heads on average (and not more than half), adding
+edges one by one beats a matrix product, which reads all sources' differences whatever the masks."""
 
 
 Entry = tuple[tuple[int, ...], float]
@@ -25,11 +26,56 @@ Entry = tuple[tuple[int, ...], float]
 
 @dataclass(frozen=True, eq=False)
 class Delta:
-    """What is added to the stream as some heads of a module read it, at some or all positions."""
+    """What is added to the stream as some heads of a module read it, at some or all positions.
+
+    `values` holds it where it was a matrix product. Where few edges end in each head, `terms` says
+    instead which rows (source differences, `[row, batch, seq, d_model]`) are added with what mask,
+    so that the sum is made only once, on the stream itself.
+    """
 
     heads: tuple[int, ...]
     positions: Tensor | None
-    values: Float[Tensor, "head batch pos d_model"]
+    values: Float[Tensor, "head batch pos d_model"] | None
+    terms: tuple[Tensor, list[Entry]] | None = None
+
+    def dense(self) -> Float[Tensor, "head batch pos d_model"]:
+        """What is added, as one tensor."""
+        if self.values is not None:
+            return self.values
+        assert self.terms is not None
+        rows, _ = self.terms
+        return self._summed(torch.zeros_like(self._at(rows[0])))
+
+    def on(self, stream: Float[Tensor, "batch seq d_model"]) -> Tensor:
+        """The stream as each head reads it, `[head, batch, pos, d_model]`."""
+        at = self._at(stream)
+        if self.terms is None or stream.requires_grad:
+            return at + self.dense().to(at)
+        return self._summed(at)
+
+    def _at(self, tensor: Tensor) -> Tensor:
+        """The positions that are touched."""
+        return tensor if self.positions is None else tensor[:, self.positions.to(tensor.device)]
+
+    def _summed(self, start: Tensor) -> Tensor:
+        assert self.terms is not None
+        rows, entries = self.terms
+        total = start.new_empty((len(self.heads), *start.shape))
+        if self.positions is not None:
+            total.copy_(start)
+            at = self.positions.tolist()
+            for (place, head, row), weight in entries:
+                total[head, :, place].add_(rows[row, :, at[place]].to(total), alpha=weight)
+            return total
+        begun: set[int] = set()
+        for (head, row), weight in entries:
+            addend = rows[row].to(total)
+            if head in begun:
+                total[head].add_(addend, alpha=weight)
+            else:
+                torch.add(start, addend, alpha=weight, out=total[head])
+                begun.add(head)
+        return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +94,8 @@ class ModuleMask:
         if self.weights.requires_grad:
             return None
         places = self.weights.nonzero()
-        lines = len(self.heads) * (1 if self.positions is None else len(self.positions))
-        if len(places) > SPARSE_ENTRIES_PER_HEAD * lines:
+        most = min(SPARSE_HEADS_PER_SOURCE, (len(self.heads) + 1) // 2)
+        if len(places) > most * self.weights.shape[-1]:
             return None
         values = self.weights[tuple(places.T)].tolist()
         return [(tuple(place), value) for place, value in zip(places.tolist(), values, strict=True)]
@@ -155,29 +201,15 @@ class PassDeltas:
         rows = torch.cat(self.blocks) if self.buffer is None else self.buffer
         rows = rows[:n_rows]
         entries = self.plan.entries[module]
+        if entries is not None and not rows.requires_grad:
+            return Delta(mask.heads, mask.positions, None, (rows, entries))
         if mask.positions is not None:
             rows = rows[:, :, mask.positions.to(rows.device)]
-        if entries is not None:
-            values = _sum_entries(rows, len(mask.heads), entries)
-        elif mask.positions is None:
+        if mask.positions is None:
             values = (mask.weights.to(rows) @ rows.flatten(1)).unflatten(1, rows.shape[1:])
         else:
             values = torch.einsum("phk,kbpd->hbpd", mask.weights.to(rows), rows)
         return Delta(mask.heads, mask.positions, values)
-
-
-def _sum_entries(rows: Tensor, n_heads: int, entries: list[Entry]) -> Tensor:
-    (place, weight), *others = entries
-    if not others and len(place) == 2:
-        row = rows[place[1] : place[1] + 1]
-        return row if weight == 1 else row * weight
-    values = rows.new_zeros((n_heads, *rows.shape[1:]))
-    for (*position, head, row), weight in entries:
-        if position:
-            values[head][:, position[0]].add_(rows[row][:, position[0]], alpha=weight)
-        else:
-            values[head].add_(rows[row], alpha=weight)
-    return values
 
 
 def combine(deltas: list[Delta], n_positions: int) -> Delta:
@@ -185,10 +217,8 @@ def combine(deltas: list[Delta], n_positions: int) -> Delta:
     if len(deltas) == 1:
         return deltas[0]
     heads = sorted({head for delta in deltas for head in delta.heads})
-    head_batch_d = deltas[0].values
-    total = head_batch_d.new_zeros(
-        (len(heads), head_batch_d.shape[1], n_positions, head_batch_d.shape[3])
-    )
+    first = deltas[0].dense()
+    total = first.new_zeros((len(heads), first.shape[1], n_positions, first.shape[3]))
     for delta in deltas:
         index = torch.tensor([heads.index(head) for head in delta.heads], device=total.device)
         positions = (torch.arange(n_positions) if delta.positions is None else delta.positions).to(
@@ -199,5 +229,5 @@ def combine(deltas: list[Delta], n_positions: int) -> Delta:
             torch.arange(total.shape[1], device=total.device)[None, :, None],
             positions[None, None, :],
         )
-        total = total.index_put(where, delta.values, accumulate=True)
+        total = total.index_put(where, delta.dense(), accumulate=True)
     return Delta(tuple(heads), None, total)

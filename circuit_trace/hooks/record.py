@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import linear
 
 from circuit_trace.plan import Plan, SiteOutput
 
@@ -28,7 +29,14 @@ def directions(d_model: int, device: torch.device) -> Float[Tensor, "d_model dir
 def sketch(tensor: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos direction"]:
     """Project a tensor of the residual stream on the fixed directions, in float32."""
     values = tensor.detach().float()
-    return values @ directions(values.shape[-1], values.device)
+    # `linear` with a row per direction takes half the time of the product with thin columns.
+    return linear(values, _rows(values.shape[-1], values.device))
+
+
+@lru_cache(maxsize=8)
+def _rows(d_model: int, device: torch.device) -> Float[Tensor, "direction d_model"]:
+    with torch.inference_mode(False):
+        return directions(d_model, device).T.contiguous()
 
 
 @dataclass(frozen=True, eq=False)

@@ -259,7 +259,7 @@ class Session:
         if reader.project is None:
             return _add(whole, delta).view_as(tensor)
         stream = self._pass.streams[_key(dest.stream)]
-        read = _as_read(stream, delta)
+        read = delta.on(stream)
         if self._keep_reads:
             number = self.anatomy.dests.index(dest)
             self._pass.record.reads.append(
@@ -299,21 +299,14 @@ def _check_fits(plan: Plan, batch: int, seq: int) -> None:
         plan.patched.fitted(batch, seq)
 
 
-def _as_read(stream: Tensor, delta: Delta) -> Tensor:
-    """The stream as each patched head shall read it, `[head, batch, pos, d_model]`."""
-    if delta.positions is not None:
-        stream = stream[:, delta.positions.to(stream.device)]
-    return stream + delta.values.to(stream)
-
-
 def _add(tensor: Tensor, delta: Delta) -> Tensor:
     """The stream itself, changed."""
-    change = delta.values[0].to(tensor)
+    changed = delta.on(tensor)[0]
     if delta.positions is None:
-        return tensor + change
-    changed = tensor.clone()
-    changed[:, delta.positions.to(tensor.device)] += change
-    return changed
+        return changed
+    whole = tensor.clone()
+    whole[:, delta.positions.to(tensor.device)] = changed
+    return whole
 
 
 def _replace(tensor: Tensor, n_heads: int, delta: Delta, new: Tensor) -> Tensor:
