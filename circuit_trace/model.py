@@ -407,8 +407,9 @@ class PatchableModel:
                 )
             if isinstance(tokens, str):
                 return self.anatomy.to_tokens(tokens)
-            _check_equal_lengths([self.anatomy.to_tokens(text).shape[-1] for text in tokens])
-            return self.anatomy.to_tokens(list(tokens))
+            rows = [self.anatomy.to_tokens(text) for text in tokens]
+            _check_equal_lengths([row.shape[1] for row in rows])
+            return torch.cat(rows)
         if isinstance(tokens, Tensor):
             return self._checked(tokens)
         raise InputError(
@@ -430,16 +431,14 @@ class PatchableModel:
                 f"the shape {tuple(tokens.shape)}."
             )
         tokens = tokens if tokens.ndim == 2 else tokens[None]
-        d_vocab = getattr(self.cfg, "d_vocab", None)
-        n_ctx = getattr(self.cfg, "n_ctx", None)
+        d_vocab = getattr(self.cfg, "d_vocab", None) or float("inf")
+        n_ctx = getattr(self.cfg, "n_ctx", None) or float("inf")
         low, high = (int(end) for end in torch.aminmax(tokens))
-        if low < 0 or (isinstance(d_vocab, int) and 0 < d_vocab <= high):
+        if low < 0 or high >= d_vocab:
             raise InputError(
                 f"The token ids run from {low} to {high}; this model knows 0 to {d_vocab - 1}."
-                if d_vocab
-                else f"The token ids run from {low}; expected 0 or more."
             )
-        if isinstance(n_ctx, int) and 0 < n_ctx < tokens.shape[1]:
+        if tokens.shape[1] > n_ctx:
             raise InputError(
                 f"The prompt has {tokens.shape[1]} tokens; this model's context is {n_ctx}."
             )

@@ -212,7 +212,7 @@ class _Builder:
 
     def _norm_before_attention(self, block: Any) -> Norm:
         """The block's first norm, whichever module it is when called, if it has one."""
-        if not hasattr(block, "ln1") or _normalises_after(block):
+        if not _normalises_before(block):
             return lambda x: x
         return lambda x: self.norm(block.ln1, x)
 
@@ -230,7 +230,7 @@ class _Builder:
         self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int, n_sources: int
     ) -> DestSite:
         name = (f"MLP {layer}",)
-        if _normalises_after(block) or not hasattr(block, "ln1"):
+        if not _normalises_before(block):
             stream = Point(block.mlp, "input")  # it reads the stream as it is
             reader = Reader(stream)
         elif hasattr(block, "ln2"):
@@ -252,6 +252,11 @@ class _Builder:
             readers=(reader,),
             layer=layer,
         )
+
+
+def _normalises_before(block: Any) -> bool:
+    """Whether `ln1` stands before attention; then the MLP has a norm before it as well."""
+    return hasattr(block, "ln1") and not _normalises_after(block)
 
 
 def _normalises_after(block: Any) -> bool:

@@ -34,6 +34,17 @@ def whole_number(value: Any) -> int | None:
         return None
 
 
+def _position_and_name(spec: object, what: str, object_name: str) -> tuple[int | None, str]:
+    """Read a name, or a pair (seq_idx, name)."""
+    if isinstance(spec, str):
+        return None, spec
+    if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[1], str):
+        position = whole_number(spec[0])
+        if position is not None:
+            return position, spec[1]
+    raise EdgeError(f"Cannot read {spec!r} as {what}, a pair (seq_idx, name), or {object_name}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """Every source, every destination, and every edge from a source to a later destination.
@@ -167,32 +178,19 @@ class Graph:
             return ()
 
     def _read(self, spec: EdgeSpec) -> tuple[int | None, str]:
+        """The position and the name of what should be an edge."""
         if isinstance(spec, Edge):
             return spec.seq_idx, spec.name
-        if isinstance(spec, str):
-            return None, spec
-        if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[1], str):
-            position = whole_number(spec[0])
-            if position is not None:
-                return position, spec[1]
-        raise EdgeError(
-            f"Cannot read {spec!r} as an edge: expected a name such as "
-            f"'{self.srcs[0].name}->{self.dests[-1].name}', a pair (seq_idx, name), or an Edge."
-        )
+        example = f"{self.srcs[0].name}->{self.dests[-1].name}"
+        return _position_and_name(spec, f"an edge: expected a name such as '{example}'", "an Edge")
 
     def _read_node(self, spec: NodeSpec) -> tuple[int | None, str]:
+        """The position and the name of what should be a source."""
         if isinstance(spec, SrcNode):
             return None, spec.name
-        if isinstance(spec, str):
-            return None, spec
-        if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[1], str):
-            position = whole_number(spec[0])
-            if position is not None:
-                return position, spec[1]
-        raise EdgeError(
-            f"Cannot read {spec!r} as a node: expected a source's name such as "
-            f"{self.srcs[-1].name!r}, a pair (seq_idx, name), or a SrcNode."
-        )
+        example = self.srcs[-1].name
+        what = f"a node: expected a source's name such as {example!r}"
+        return _position_and_name(spec, what, "a SrcNode")
 
     def _node(self, name: str, known: dict, role: str, edge_name: str):
         if name in known:

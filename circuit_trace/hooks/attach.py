@@ -47,6 +47,13 @@ def attach(point: Point, on_tensor: OnTensor, *, first: bool = False) -> Removab
     return point.module.register_forward_pre_hook(before, prepend=first, with_kwargs=True)
 
 
+def unflattened(tensor: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The tensor as `[batch, seq, ...]`: some models flatten the two (OPT, before its MLP)."""
+    if tensor.ndim == 2 and len(tensor) == shape[0] * shape[1]:
+        return tensor.unflatten(0, shape)
+    return tensor
+
+
 def _see(on_tensor: OnTensor, tensor: Any) -> Tensor | None:
     """Outside autocast: what we compute keeps the precision of its inputs."""
     if isinstance(tensor, Tensor) and torch.is_autocast_enabled(tensor.device.type):

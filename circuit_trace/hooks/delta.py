@@ -203,11 +203,10 @@ class PassDeltas:
         entries = self.plan.entries[module]
         if entries is not None and not rows.requires_grad:
             return Delta(mask.heads, mask.positions, None, (rows, entries))
-        if mask.positions is not None:
-            rows = rows[:, :, mask.positions.to(rows.device)]
         if mask.positions is None:
             values = (mask.weights.to(rows) @ rows.flatten(1)).unflatten(1, rows.shape[1:])
         else:
+            rows = rows[:, :, mask.positions.to(rows.device)]
             values = torch.einsum("phk,kbpd->hbpd", mask.weights.to(rows), rows)
         return Delta(mask.heads, mask.positions, values)
 

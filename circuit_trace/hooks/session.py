@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
-from circuit_trace.hooks.attach import OnTensor, attach
+from circuit_trace.hooks.attach import OnTensor, attach, unflattened
 from circuit_trace.hooks.delta import Delta, PassDeltas, PlanDeltas, combine
 from circuit_trace.hooks.postnorm import take_apart
 from circuit_trace.hooks.record import PassRecord, Read, sketch
@@ -41,10 +41,8 @@ class _Pass:
         self.before_norm: dict[int, Tensor] = {}
 
     def shaped(self, tensor: Tensor) -> Tensor:
-        """The tensor as `[batch, seq, ...]`: some models flatten the two (OPT, before its MLP)."""
-        if tensor.ndim == 2 and self.shape[0] * self.shape[1] == len(tensor):
-            return tensor.unflatten(0, self.shape)
-        return tensor
+        """The tensor as `[batch, seq, ...]`."""
+        return unflattened(tensor, self.shape)
 
 
 class Session:
@@ -139,20 +137,15 @@ class Session:
         self._attach_recorders()
 
     def _source_wrote(self, number: int, tensor: Tensor) -> None:
-        """A source site's code came by, and nothing else stands before the stream."""
-        site = self.anatomy.sources[number]
+        """A source site's code came by, and no norm stands before the stream."""
         if number == 0:
             shape = (tensor.shape[0], tensor.shape[1])
             for plan in self.plans:
                 _check_fits(plan, *shape)
             self._pass = _Pass(self._tokens, shape, self.plans, self._deltas)
             self._tokens = None
-        code = self._code(number, tensor)
-        bias = site.bias()
-        if site.scale != 1:
-            code = code * site.scale
-            bias = None if bias is None else bias * site.scale
-        self._write(number, SiteOutput(code, site.weight()), bias)
+        bias = self.anatomy.sources[number].bias()
+        self._write(number, self._code(number, tensor), None, bias)
 
     def _code_came(self, number: int, tensor: Tensor) -> None:
         if self._pass is not None:
@@ -175,9 +168,8 @@ class Session:
         if bias is not None:
             normed = bias * parts.gain * parts.factor
             shift = normed if shift is None else normed + shift
-        code = code * (parts.factor[..., None] * site.scale).to(code.dtype)
-        shift = None if shift is None else shift * site.scale
-        self._write(number, SiteOutput(code, site.weight(), parts.gain.to(code.dtype)), shift)
+        code = code * parts.factor[..., None].to(code.dtype)
+        self._write(number, code, parts.gain.to(code.dtype), shift)
 
     def _code(self, number: int, tensor: Tensor) -> Tensor:
         """What a site computed, `[batch, seq, node, width]`."""
@@ -190,8 +182,14 @@ class Session:
         tensor = self._pass.shaped(tensor)
         return tensor.reshape(*tensor.shape[:2], len(site.names), -1)
 
-    def _write(self, number: int, live: SiteOutput, bias: Tensor | None) -> None:
+    def _write(self, number: int, code: Tensor, gain: Tensor | None, bias: Tensor | None) -> None:
+        """A source site has written to the stream: patches may need it, and the record keeps it."""
         assert self._pass is not None
+        site = self.anatomy.sources[number]
+        if site.scale != 1:
+            code = code * site.scale
+            bias = None if bias is None else bias * site.scale
+        live = SiteOutput(code, site.weight(), gain)
         for deltas in self._pass.deltas:
             deltas.source_wrote(number, live)
         record = self._pass.record
@@ -220,8 +218,11 @@ class Session:
             self._pass_ended()
 
     def _on_model(self) -> Callable[..., None]:
+        """The hook on the model itself. A copy of the model takes it along; as a method it would
+        take a copy of this session along too."""
+
         def model_returned(model: nn.Module, _args: object, _output: object) -> None:
-            if model is not self.model:  # a copy of the model took the hook along
+            if model is not self.model:
                 return
             if self._pass is not None:  # it stopped early: nothing to record
                 stopped, self._pass = self._pass, None

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point
 from circuit_trace.errors import AnatomyError
-from circuit_trace.hooks.attach import attach
+from circuit_trace.hooks.attach import attach, unflattened
+from circuit_trace.hooks.record import PassRecord
 from circuit_trace.hooks.session import Session
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -52,33 +53,26 @@ class _Seen:
     """The tensors of one pass: what sources wrote, what passed the streams and the readers."""
 
     def __init__(
-        self, anatomy: Anatomy, session: Session, tensors: dict[int, Tensor], output: object
+        self, anatomy: Anatomy, record: PassRecord, tensors: dict[int, Tensor], output: object
     ) -> None:
         self.anatomy = anatomy
-        self.record = session.record
+        self.record = record
         self.tensors = tensors
         self.output = output
         self._sums: dict[int, Tensor] = {}
 
     @property
     def dtype(self) -> torch.dtype:
-        assert self.record is not None
         return self.record.outputs[0].code.dtype
 
     def all_differences(self) -> Iterator[_Difference]:
         """In the order of the flow, so that the first is where a difference comes from."""
         for dest in self.anatomy.dests:
             yield from self.differences(dest)
-        logits = None if self.record is None else self.record.logits
-        shape = None if logits is None else logits.shape
-        # A model that is told to returns its loss instead.
-        if logits is not None and isinstance(self.output, Tensor) and self.output.shape == shape:
-            yield _Difference("the logits", _relative(logits, self.output))
-
-    def readings(self) -> Iterator[tuple[str, bool]]:
-        """The first destination of each site, and whether a tensor passed where it reads."""
-        for dest in self.anatomy.dests:
-            yield dest.names[0], id(dest.stream) in self.tensors
+        logits, output = self.record.logits, self.output
+        if logits is None or not isinstance(output, Tensor) or output.shape != logits.shape:
+            return  # the model gave something else, such as its loss
+        yield _Difference("the logits", _relative(logits, output))
 
     def differences(self, dest: DestSite) -> list[_Difference]:
         stream = self._tensor(dest.stream, dest)
@@ -98,7 +92,6 @@ class _Seen:
 
     def sum_before(self, n_sources: int) -> Tensor:
         """The sum of the first sources and of the biases of their sites."""
-        assert self.record is not None
         if not self._sums:
             total, end = torch.zeros(()), 0
             for site, bias in zip(self.record.outputs, self.record.biases, strict=True):
@@ -115,10 +108,8 @@ class _Seen:
                 f"{type(point.module).__name__}, but nothing passed there in a forward pass."
             )
         tensor = self.tensors[id(point)]
-        assert self.record is not None
         shape = self.record.outputs[0].code.shape[:2]
-        if tensor.ndim == 2 and len(tensor) == shape.numel():
-            tensor = tensor.unflatten(0, shape)
+        tensor = unflattened(tensor, (shape[0], shape[1]))
         if tensor.shape[:2] != shape:
             raise AnatomyError(
                 f"The tensor that {dest.names[0]} reads has the shape {tuple(tensor.shape)}: expected "
@@ -154,15 +145,14 @@ def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
         session.detach()
         for handle in handles:
             handle.remove()
-    seen = _Seen(anatomy, session, tensors, output)
     if session.record is None:
-        silent = [name for name, passed in seen.readings() if not passed]
+        silent = [dest.names[0] for dest in anatomy.dests if id(dest.stream) not in tensors]
         what = f"nothing passed where {silent[0]} reads it" if silent else "its end came too early"
         raise AnatomyError(
             f"A forward pass of this {type(model).__name__} did not run through the residual stream "
             f"as the anatomy expects: {what}. The model cannot be traced."
         )
-    return seen
+    return _Seen(anatomy, session.record, tensors, output)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

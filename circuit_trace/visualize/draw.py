@@ -154,9 +154,8 @@ def net_viz(
         drawn = live_edges(trace, score_threshold, batch_idx)
     else:
         drawn = score_edges(graph, prune_scores, score_threshold)
-    seq_edges = list(seq_edges)
-    seq_idx = _position(graph, seq_edges, seq_idx)
     wanted = {number for edge in seq_edges for number in graph.numbers(edge)}
+    seq_idx = _position(graph, wanted, seq_idx)
     chosen = [
         one for one in drawn if graph.number(one.edge) in wanted and one.edge.seq_idx == seq_idx
     ]
@@ -172,15 +171,15 @@ def net_viz(
     return sankey(panel, orientation), panel.n_layers
 
 
-def _position(graph: Graph, edges: list[Edge], seq_idx: Any) -> int | None:
+def _position(graph: Graph, numbers: set[int], seq_idx: Any) -> int | None:
     """The position to draw: the one given, or the only one that the edges are at."""
     if graph.seq_len is None:
         if seq_idx is None:
             return None
         raise FigureError(f"seq_idx={seq_idx!r}, but the model was wrapped without positions.")
-    found = sorted({edge.seq_idx for edge in edges if edge.seq_idx is not None})
+    found = {number // graph.n_edges_per_position for number in numbers}
     if seq_idx is None and len(found) <= 1:
-        return found[0] if found else None
+        return next(iter(found), None)
     position = whole_number(seq_idx)
     if position is None or not 0 <= position < graph.seq_len:
         raise FigureError(

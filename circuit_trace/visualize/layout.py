@@ -65,14 +65,36 @@ class Placed:
     breadth: float
 
 
+@dataclass(frozen=True)
+class _PlotlysColumns:
+    """The columns of Plotly's own layout in a domain: how many nodes each has, and their value."""
+
+    sizes: list[tuple[int, float]]
+    breadth: float
+
+    @classmethod
+    def of(cls, n_nodes: int, flows: Sequence[Flow], breadth: float) -> _PlotlysColumns:
+        values = node_values(n_nodes, flows)
+        columns = plotly_columns(n_nodes, flows)
+        return cls([(len(one), sum(values[node] for node in one)) for one in columns], breadth)
+
+    @property
+    def largest_padding(self) -> float:
+        """Plotly takes no more."""
+        most = max(count for count, _ in self.sizes)
+        return LARGEST_PADDING * self.breadth / (most - 1) if most > 1 else 0.0
+
+    def scale(self, pad: float) -> float:
+        """The pixels per weight that Plotly takes with a padding: its fullest column must fit."""
+        return min((self.breadth - (count - 1) * pad) / held for count, held in self.sizes)
+
+
 def plotly_padding(
     columns: Sequence[int], flows: Sequence[Flow], breadth: float, gap: float
 ) -> float:
     """A padding that makes Plotly's scale leave gaps between the nodes of a panel that breadth."""
     values = node_values(len(columns), flows)
-    theirs = plotly_columns(len(columns), flows)
-    most = max(len(column) for column in theirs)
-    limit = LARGEST_PADDING * breadth / (most - 1) if most > 1 else 0.0
+    theirs = _PlotlysColumns.of(len(columns), flows, breadth)
     ours = [
         [node for node, own in enumerate(columns) if own == one] for one in sorted(set(columns))
     ]
@@ -80,15 +102,8 @@ def plotly_padding(
         max(breadth - (len(column) - 1) * gap, breadth / 3) / sum(values[n] for n in column)
         for column in ours
     )
-
-    def scale(pad: float) -> float:
-        return min(
-            (breadth - (len(column) - 1) * pad) / sum(values[node] for node in column)
-            for column in theirs
-        )
-
-    pad = 0.0
-    while scale(pad) > wanted and pad < limit:
+    pad, limit = 0.0, theirs.largest_padding
+    while theirs.scale(pad) > wanted and pad < limit:
         pad = min(pad + 2, limit)
     return pad
 
@@ -98,15 +113,10 @@ def padding_for_scale(
 ) -> tuple[float, float]:
     """The padding that brings Plotly's pixels per weight down to a scale, as far as its largest
     padding allows, and the scale that it then takes."""
-    values = node_values(n_nodes, flows)
-    columns = [
-        (len(column), sum(values[node] for node in column))
-        for column in plotly_columns(n_nodes, flows)
-    ]
-    most = max(count for count, _ in columns)
-    pads = [(breadth - scale * held) / (count - 1) for count, held in columns if count > 1]
-    pad = min(max(min(pads), 0.0), LARGEST_PADDING * breadth / (most - 1)) if pads else 0.0
-    return pad, min((breadth - (count - 1) * pad) / held for count, held in columns)
+    theirs = _PlotlysColumns.of(n_nodes, flows, breadth)
+    pads = [(breadth - scale * held) / (count - 1) for count, held in theirs.sizes if count > 1]
+    pad = min(max(min(pads), 0.0), theirs.largest_padding) if pads else 0.0
+    return pad, theirs.scale(pad)
 
 
 def place(
@@ -209,29 +219,27 @@ def _cleared(
     least = float("inf")
     for _ in range(CLEARING_ROUNDS):
         ends = _ends(now, flows, stacking)
-        walls = [
-            [
-                (node, wall, _side(node, number, flows, ends))
-                for number, wall in _walls(now, column, flows, ends, stacking.scale).items()
-                for node in column
-            ]
-            for column in columns
-        ]
+        walls: dict[int, list[tuple[Box, float]]] = {}
+        for column in columns:
+            passing = _walls(now, column, flows, ends, stacking.scale)
+            for node in column:
+                walls[node] = [
+                    (wall, _side(node, number, flows, ends)) for number, wall in passing.items()
+                ]
         hidden = sum(
             now[node].overlap(wall) + CROSSING * _is_astray(now[node], wall, side)
-            for own in walls
-            for node, wall, side in own
+            for node, own in walls.items()
+            for wall, side in own
         )
         if hidden < least - 1:
             best, least = now, hidden
         if least <= 1:
             break
         moved = list(now)
-        for column, own in zip(columns, walls, strict=True):
+        for column in columns:
             at = float("-inf")
             for node in column:
-                sides = [(wall, side) for other, wall, side in own if other == node]
-                at = _nearest_free(moved[node], sides, at, gap)
+                at = _nearest_free(moved[node], walls[node], at, gap)
                 moved[node] = replace(moved[node], across=at)
                 at += moved[node].breadth / 2
         now = moved
