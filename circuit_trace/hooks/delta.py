@@ -6,6 +6,7 @@ where it reads, `C_s` what the source wrote in this very pass and `P_s` the patc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,43 +25,84 @@ Entry = tuple[tuple[int, ...], float]
 """A place in a module's weights, `([pos,] head, row)`, and the mask there."""
 
 
+class Scratch:
+    """Memory that each destination's input is computed in, one after the other.
+
+    Fresh memory costs as much as the arithmetic: the system hands it out page by page.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def like(self, tensor: Tensor, *shape: int) -> Tensor:
+        """An uninitialised tensor of that shape; it is overwritten when the next one is asked for."""
+        size = math.prod(shape)
+        memory = self._memory
+        fits = memory is not None and memory.numel() >= size
+        if (
+            memory is None
+            or not fits
+            or (memory.dtype, memory.device) != (tensor.dtype, tensor.device)
+        ):
+            self._memory = memory = tensor.new_empty(size)
+        return memory[:size].view(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """A change that is still to be summed: `weights` times `rows`.
+
+    `rows` are source differences, `[row, batch, pos, d_model]`, at all positions; `weights` is
+    `[head, row]` or `[pos, head, row]`, and `entries` lists what of it is not zero, where that is
+    little enough to be added one by one.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    entries: list[Entry] | None
+
+
 @dataclass(frozen=True, eq=False)
 class Delta:
     """What is added to the stream as some heads of a module read it, at some or all positions.
 
-    `values` holds it where it was a matrix product. Where few edges end in each head, `terms` says
-    instead which rows (source differences, `[row, batch, seq, d_model]`) are added with what mask,
-    so that the sum is made only once, on the stream itself.
+    It is given by `values`, or by `terms`, which are then summed on the stream itself.
     """
 
     heads: tuple[int, ...]
     positions: Tensor | None
     values: Float[Tensor, "head batch pos d_model"] | None
-    terms: tuple[Tensor, list[Entry]] | None = None
+    terms: Terms | None = None
 
     def dense(self) -> Float[Tensor, "head batch pos d_model"]:
         """What is added, as one tensor."""
         if self.values is not None:
             return self.values
         assert self.terms is not None
-        rows, _ = self.terms
-        return self._summed(torch.zeros_like(self._at(rows[0])))
+        return self._summed(torch.zeros_like(self._at(self.terms.rows[0])), Scratch())
 
-    def on(self, stream: Float[Tensor, "batch seq d_model"]) -> Tensor:
-        """The stream as each head reads it, `[head, batch, pos, d_model]`."""
+    def on(
+        self, stream: Float[Tensor, "batch seq d_model"], scratch: Scratch
+    ) -> Float[Tensor, "head batch pos d_model"]:
+        """The stream as each head reads it."""
         at = self._at(stream)
         if self.terms is None or stream.requires_grad:
             return at + self.dense().to(at)
-        return self._summed(at)
+        return self._summed(at, scratch)
 
     def _at(self, tensor: Tensor) -> Tensor:
         """The positions that are touched."""
         return tensor if self.positions is None else tensor[:, self.positions.to(tensor.device)]
 
-    def _summed(self, start: Tensor) -> Tensor:
+    def _summed(self, start: Tensor, scratch: Scratch) -> Tensor:
         assert self.terms is not None
-        rows, entries = self.terms
-        total = start.new_empty((len(self.heads), *start.shape))
+        rows, weights, entries = self.terms.rows, self.terms.weights, self.terms.entries
+        total = scratch.like(start, len(self.heads), *start.shape)
+        if entries is None and self.positions is None and rows.dtype == total.dtype:
+            torch.mm(weights.to(rows), rows.flatten(1), out=total.flatten(1))
+            return total.add_(start)
+        if entries is None:
+            return total.copy_(start).add_(_product(weights, rows, self.positions))
         if self.positions is not None:
             total.copy_(start)
             at = self.positions.tolist()
@@ -76,6 +118,15 @@ class Delta:
                 torch.add(start, addend, alpha=weight, out=total[head])
                 begun.add(head)
         return total
+
+
+def _product(
+    weights: Tensor, rows: Tensor, positions: Tensor | None
+) -> Float[Tensor, "head batch pos d_model"]:
+    if positions is None:
+        return (weights.to(rows) @ rows.flatten(1)).unflatten(1, rows.shape[1:])
+    rows = rows[:, :, positions.to(rows.device)]
+    return torch.einsum("phk,kbpd->hbpd", weights.to(rows), rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,15 +251,10 @@ class PassDeltas:
         n_rows = mask.weights.shape[-1]
         rows = torch.cat(self.blocks) if self.buffer is None else self.buffer
         rows = rows[:n_rows]
-        entries = self.plan.entries[module]
-        if entries is not None and not rows.requires_grad:
-            return Delta(mask.heads, mask.positions, None, (rows, entries))
-        if mask.positions is None:
-            values = (mask.weights.to(rows) @ rows.flatten(1)).unflatten(1, rows.shape[1:])
-        else:
-            rows = rows[:, :, mask.positions.to(rows.device)]
-            values = torch.einsum("phk,kbpd->hbpd", mask.weights.to(rows), rows)
-        return Delta(mask.heads, mask.positions, values)
+        if rows.requires_grad or mask.weights.requires_grad:
+            return Delta(mask.heads, mask.positions, _product(mask.weights, rows, mask.positions))
+        terms = Terms(rows, mask.weights, self.plan.entries[module])
+        return Delta(mask.heads, mask.positions, None, terms)
 
 
 def combine(deltas: list[Delta], n_positions: int) -> Delta:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.hooks.attach import OnTensor, attach, unflattened
-from circuit_trace.hooks.delta import Delta, PassDeltas, PlanDeltas, combine
+from circuit_trace.hooks.delta import Delta, PassDeltas, PlanDeltas, Scratch, combine
 from circuit_trace.hooks.postnorm import take_apart
 from circuit_trace.hooks.record import PassRecord, Read, sketch
 from circuit_trace.plan import Plan, SiteOutput
@@ -39,6 +39,7 @@ class _Pass:
         self.patched: set[Key] = set()
         self.codes: dict[int, Tensor] = {}
         self.before_norm: dict[int, Tensor] = {}
+        self.scratch = Scratch()
 
     def shaped(self, tensor: Tensor) -> Tensor:
         """The tensor as `[batch, seq, ...]`."""
@@ -260,7 +261,7 @@ class Session:
         if reader.project is None:
             return _add(whole, delta).view_as(tensor)
         stream = self._pass.streams[_key(dest.stream)]
-        read = delta.on(stream)
+        read = delta.on(stream, self._pass.scratch)
         if self._keep_reads:
             number = self.anatomy.dests.index(dest)
             self._pass.record.reads.append(
@@ -302,7 +303,7 @@ def _check_fits(plan: Plan, batch: int, seq: int) -> None:
 
 def _add(tensor: Tensor, delta: Delta) -> Tensor:
     """The stream itself, changed."""
-    changed = delta.on(tensor)[0]
+    changed = delta.on(tensor, Scratch())[0]  # it outlives this hook
     if delta.positions is None:
         return changed
     whole = tensor.clone()
