@@ -28,7 +28,7 @@ Entry = tuple[tuple[int, ...], float]
 class Scratch:
     """Memory that each destination's input is computed in, one after the other.
 
-    Fresh memory costs as much as the arithmetic: the system hands it out page by page.
+    On a CPU fresh memory costs as much as the sums made in it: it is handed out page by page.
     """
 
     def __init__(self) -> None:
@@ -38,12 +38,8 @@ class Scratch:
         """An uninitialised tensor of that shape; it is overwritten when the next one is asked for."""
         size = math.prod(shape)
         memory = self._memory
-        fits = memory is not None and memory.numel() >= size
-        if (
-            memory is None
-            or not fits
-            or (memory.dtype, memory.device) != (tensor.dtype, tensor.device)
-        ):
+        kind = tensor.dtype, tensor.device
+        if memory is None or memory.numel() < size or (memory.dtype, memory.device) != kind:
             self._memory = memory = tensor.new_empty(size)
         return memory[:size].view(shape)
 
@@ -86,8 +82,9 @@ class Delta:
     ) -> Float[Tensor, "head batch pos d_model"]:
         """The stream as each head reads it."""
         at = self._at(stream)
-        if self.terms is None or stream.requires_grad:
-            return at + self.dense().to(at)
+        is_elsewhere = self.terms is not None and self.terms.rows.device != stream.device
+        if self.terms is None or stream.requires_grad or is_elsewhere:
+            return at + self.dense().to(at)  # moved once, if layers are on several devices
         return self._summed(at, scratch)
 
     def _at(self, tensor: Tensor) -> Tensor:
@@ -232,7 +229,8 @@ class PassDeltas:
             weight, gain = current.weight, current.gain
         if torch.is_grad_enabled():
             # Autograd cannot follow writes into one buffer that later products have saved.
-            self.blocks.append(project(difference, weight, slots, gain))
+            block = project(difference, weight, slots, gain)
+            self.blocks.append(block.to(self.blocks[0].device) if self.blocks else block)
             return
         batch, seq = difference.shape[:2]
         if self.buffer is None:

@@ -95,8 +95,9 @@ class _Seen:
         if not self._sums:
             total, end = torch.zeros(()), 0
             for site, bias in zip(self.record.outputs, self.record.biases, strict=True):
-                total = total + site.project(range(site.code.shape[2])).sum(0)
-                total = total if bias is None else total + bias
+                written = site.project(range(site.code.shape[2])).sum(0)
+                written = written if bias is None else written + bias
+                total = total.to(written.device) + written
                 end += site.code.shape[2]
                 self._sums[end] = total
         return self._sums[n_sources]
@@ -137,7 +138,7 @@ def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
                 tensors[number] = tensor
 
             handles.append(attach(point, keep))
-        devices = [p.device for p in model.parameters() if p.is_cuda][:1]
+        devices = {p.device for p in model.parameters() if p.is_cuda}
         # Dropout in a model in training mode must not move the user's random numbers.
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             output = model(anatomy.example(), **anatomy.example_options)
@@ -158,7 +159,7 @@ def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
 def _relative(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
-    difference = (ours.float() - theirs.float()).norm()
+    difference = (ours.to(theirs.device).float() - theirs.float()).norm()
     return float(
         difference.detach() / theirs.float().norm().clamp_min(torch.finfo(torch.float32).tiny)
     )

@@ -99,7 +99,7 @@ def project(
         return vectors if out is None else out.copy_(vectors)
     matrix = weight if len(index) == n_nodes else weight[index]
     rows = chosen.reshape(len(index), batch * seq, -1).to(matrix.dtype)
-    if out is not None and out.dtype == matrix.dtype:
+    if out is not None and (out.dtype, out.device) == (matrix.dtype, matrix.device):
         torch.bmm(rows, matrix, out=out.view(len(index), batch * seq, -1))
         return out if gain is None else out.mul_(gain)
     vectors = torch.bmm(rows, matrix).view(len(index), batch, seq, -1)
@@ -148,7 +148,7 @@ class SourceOutputs(Mapping[str, Tensor]):
                 f"{self.srcs[-1].name!r}."
             )
         src = self._by_name[name]
-        return self._full(self.sites[src.site].project([src.slot]))[0]
+        return self._full(self.sites[src.site].project([src.slot]))[0].to(self._device)
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
@@ -167,9 +167,8 @@ class SourceOutputs(Mapping[str, Tensor]):
 
     def stack(self) -> Float[Tensor, "n_srcs batch seq d_model"]:
         """All sources in one tensor, in source order."""
-        return torch.cat(
-            [self._full(site.project(range(site.code.shape[2]))) for site in self.sites]
-        )
+        every = [self._full(site.project(range(site.code.shape[2]))) for site in self.sites]
+        return torch.cat([one.to(self._device) for one in every])
 
     def vectors(
         self, srcs: Sequence[SrcNode], batch_idx: int
@@ -187,6 +186,11 @@ class SourceOutputs(Mapping[str, Tensor]):
             values = project(site.code[row : row + 1], site.live_weight, slots, site.gain)
             out[places] = values[:, 0].to(out)
         return out
+
+    @property
+    def _device(self) -> torch.device:
+        """Where vectors are given: the embedding's device, if layers are on several."""
+        return self.sites[0].code.device
 
     def _full(self, values: Tensor) -> Tensor:
         return values.expand(values.shape[0], self.batch, self.seq, values.shape[-1])
