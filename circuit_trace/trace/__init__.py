@@ -1,5 +1,6 @@
 """hooks → trace: the frozen record of one pass, which outlives it."""
 
+from circuit_trace.trace.table import BatchIdx as BatchIdx
 from circuit_trace.trace.table import EdgeNumbers as EdgeNumbers
 from circuit_trace.trace.table import edge_numbers as edge_numbers
 from circuit_trace.trace.trace import DestFlow as DestFlow

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import torch
@@ -16,6 +16,9 @@ from circuit_trace.plan import SourceOutputs
 
 if TYPE_CHECKING:
     from circuit_trace.trace.trace import Trace
+
+BatchIdx = int | Literal["mean"]
+"""An element of the batch, or the mean over all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,25 +35,53 @@ class EdgeNumbers:
     patched_norm: Float[Tensor, " edge"]
     delta_norm: Float[Tensor, " edge"]
     cosine: Float[Tensor, " edge"]
+    received_norm: Float[Tensor, " edge"]
     current_values: Float[Tensor, "edge value"]
     patched_values: Float[Tensor, "edge value"] | None
+    current_projection: Float[Tensor, " edge"] | None = None
+    patched_projection: Float[Tensor, " edge"] | None = None
 
 
 def edge_numbers(
-    trace: Trace, edges: Sequence[Edge], batch_idx: int, n_values: int = 0
+    trace: Trace,
+    edges: Sequence[Edge],
+    batch_idx: BatchIdx,
+    n_values: int = 0,
+    direction: Float[Tensor, " d_model"] | None = None,
 ) -> EdgeNumbers:
-    """Compute the numbers of some edges for one element of the batch, on the CPU.
+    """Compute the numbers of some edges for one element of the batch or as means over all, on the
+    CPU; projections are dot products with `direction`.
 
     Each source is projected once, however many edges leave it.
     """
+    if batch_idx != "mean":
+        return _numbers_of(trace, edges, batch_idx, n_values, direction)
+    every = [_numbers_of(trace, edges, b, n_values, direction) for b in range(trace.batch)]
+    means = {}
+    for field in fields(EdgeNumbers):
+        found = [getattr(one, field.name) for one in every]
+        means[field.name] = None if found[0] is None else torch.stack(found).mean(0)
+    return EdgeNumbers(**means)
+
+
+def _numbers_of(
+    trace: Trace,
+    edges: Sequence[Edge],
+    batch_idx: int,
+    n_values: int,
+    direction: Tensor | None,
+) -> EdgeNumbers:
     graph = trace.graph
     numbers = [graph.number(edge) for edge in edges]
-    mask = torch.tensor([_mask(trace, edge) for edge in edges])
+    mask = _masks(trace, numbers)
     plans = trace.plan_of(numbers)
     current = _Vectors(trace.current, edges, batch_idx, n_values)
     parts = {id(plan): plan for plan in plans if plan is not None and plan.patched is not None}
     patched_norm, delta_norm, cosine = torch.full((3, len(edges)), float("nan")).unbind()
     values = current.values.clone() if parts else None
+    received = current.norm.clone()
+    along = None if direction is None else current.along(direction)
+    patched_along = None if along is None or not parts else along.clone()
     for plan in parts.values():
         assert plan.patched is not None
         rows = [row for row, own in enumerate(plans) if own is plan]
@@ -64,7 +95,31 @@ def edge_numbers(
         cosine[at] = (dot / (norm * patched.norm)).clamp(-1, 1)
         assert values is not None
         values[at] = patched.values
-    return EdgeNumbers(mask, current.norm, patched_norm, delta_norm, cosine, current.values, values)
+        received[at] = _mixed_norm(mask[at], norm, patched.norm, dot)
+        if direction is not None and patched_along is not None:
+            patched_along[at] = patched.along(direction)
+    return EdgeNumbers(
+        mask,
+        current.norm,
+        patched_norm,
+        delta_norm,
+        cosine,
+        received,
+        current.values,
+        values,
+        along,
+        patched_along,
+    )
+
+
+def _mixed_norm(mask: Tensor, current: Tensor, patched: Tensor, dot: Tensor) -> Tensor:
+    """‖(1 − mask) · current + mask · patched‖ from both norms and the dot product."""
+    rest = 1 - mask
+    square = (rest * current) ** 2 + (mask * patched) ** 2 + 2 * mask * rest * dot
+    # What an edge does not carry must not show, be it infinite.
+    return torch.where(
+        mask == 0, current, torch.where(mask == 1, patched, square.clamp_min(0).sqrt())
+    )
 
 
 class _Vectors:
@@ -87,6 +142,10 @@ class _Vectors:
         )
         self.norm = self._pick(vectors.norm(dim=-1), lambda rows: rows.norm(dim=-1))
         self.values = vectors[self.source, self.position, :n_values]
+
+    def along(self, direction: Tensor) -> Tensor:
+        """The dot product with a direction, edge by edge; the last position's where there is none."""
+        return (self.vectors @ direction.detach().float().cpu())[self.source, self.position]
 
     def dot(self, other: _Vectors, at: Tensor) -> Tensor:
         """The products of these vectors at some edges with another's, edge by edge."""
@@ -113,18 +172,19 @@ class _Vectors:
         return torch.where(whole, table.sum(-1)[of_edge], table[of_edge, position])
 
 
-def _mask(trace: Trace, edge: Edge) -> float:
-    dest = edge.dest
-    index = [edge.seq_idx] if edge.seq_idx is not None else []
-    index += [dest.slot] if dest.head is not None else []
-    return float(trace.masks[dest.module_name][(*index, edge.src.idx)])
+def _masks(trace: Trace, numbers: Sequence[int]) -> Tensor:
+    """The masks of the edges of these numbers."""
+    per_position = [
+        trace.masks[module.name].reshape(-1, module.n_edges) for module in trace.graph.modules
+    ]
+    return torch.cat(per_position, dim=1).reshape(-1)[torch.tensor(numbers, dtype=torch.long)]
 
 
-def edge_table(trace: Trace, edges: Sequence[Edge], batch_idx: int) -> pd.DataFrame:
+def edge_table(trace: Trace, edges: Sequence[Edge], batch_idx: BatchIdx) -> pd.DataFrame:
     """The rows of `Trace.table`."""
     listed = list(edges)
     numbers = edge_numbers(trace, listed, batch_idx)
-    strings = trace.token_strings(batch_idx)
+    strings = None if batch_idx == "mean" else trace.token_strings(batch_idx)
     positions = [edge.seq_idx for edge in listed]
     return pd.DataFrame(
         {
@@ -138,5 +198,6 @@ def edge_table(trace: Trace, edges: Sequence[Edge], batch_idx: int) -> pd.DataFr
             "patched_norm": numbers.patched_norm.numpy(),
             "delta_norm": numbers.delta_norm.numpy(),
             "cosine": numbers.cosine.numpy(),
+            "received_norm": numbers.received_norm.numpy(),
         }
     )

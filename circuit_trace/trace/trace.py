@@ -17,7 +17,7 @@ from circuit_trace.graph import DestNode, Edge, Edges, Graph
 from circuit_trace.hooks import Read
 from circuit_trace.plan import Plan, PruneScores, SourceOutputs
 from circuit_trace.trace.reconstruct import reconstruction_error
-from circuit_trace.trace.table import edge_table
+from circuit_trace.trace.table import BatchIdx, edge_table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -120,12 +120,13 @@ class Trace:
             )
         return DestFlow(self, self.graph.dest_by_name[name])
 
-    def table(self, *, batch_idx: int = 0) -> pd.DataFrame:
+    def table(self, *, batch_idx: BatchIdx = 0) -> pd.DataFrame:
         """One row per patched or named edge (every edge where there is none), in the graph's order.
 
         Columns: edge, src, dest, seq_idx, token, mask, current_norm, patched_norm, delta_norm,
-        cosine. Norms are L2 norms of the vector at the edge's position, or over all positions
-        where the model was wrapped without `seq_len`; cosine is between current and patched.
+        cosine, received_norm. Norms are L2 norms of the vector at the edge's position, or over all
+        positions where the model was wrapped without `seq_len`; cosine is between current and
+        patched. With `batch_idx="mean"` every number is a mean over the batch.
 
         Raises:
             InputError: There is no such batch element.
@@ -156,10 +157,13 @@ class Trace:
 
     def check_batch_idx(self, batch_idx: Any) -> None:
         """Raise InputError where the traced batch has no such element."""
+        if isinstance(batch_idx, str) and batch_idx == "mean":
+            return
         is_whole = isinstance(batch_idx, int) and not isinstance(batch_idx, bool)
-        if not is_whole or not 0 <= batch_idx < self.batch:
+        if not (is_whole and 0 <= int(batch_idx) < self.batch):
             raise InputError(
-                f"batch_idx={batch_idx!r} is outside the traced batch: expected 0 to {self.batch - 1}."
+                f"batch_idx={batch_idx!r} is outside the traced batch: expected 0 to "
+                f'{self.batch - 1}, or "mean".'
             )
 
     def plan_of(self, numbers: Sequence[int]) -> list[Plan | None]:

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import plotly.graph_objects as go
+import torch
 
 from circuit_trace.errors import FigureError, NoTraceError
 from circuit_trace.graph import Edge, Graph, whole_number
 from circuit_trace.plan import PruneScores
-from circuit_trace.trace import Trace
+from circuit_trace.trace import BatchIdx, Trace
 from circuit_trace.visualize.edges import (
     LIVE_LEGEND,
+    PLAIN,
+    PROJECTION_LEGEND,
     SCORE_LEGEND,
     DrawnEdge,
+    Label,
+    LiveStyle,
+    Width,
+    hidden_counts,
     live_edges,
     score_edges,
 )
-from circuit_trace.visualize.sankey import figure, sankey
+from circuit_trace.visualize.sankey import THEMES, Theme, figure, sankey
 from circuit_trace.visualize.spec import MOST_SHORT_LABELS, Orientation, build_diagram, lone_panel
 from circuit_trace.visualize.text import mask_text
 from circuit_trace.visualize.write import check_path, show_in_ipython, write
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
+
+ThemeName = Literal["light", "dark"]
+
+MAX_EDGES = 500
+"""How many edges a figure shows unless more are asked for: enough for a circuit, few enough for a
+browser."""
 
 PANEL_SIZE = (700.0, 300.0)
 """Pixels that `net_viz` lays a diagram out for where the caller does not say."""
@@ -42,7 +56,12 @@ def draw_seq_graph(
     display_ipython: bool = True,
     file_path: str | Path | None = None,
     *,
-    batch_idx: int = 0,
+    batch_idx: BatchIdx = 0,
+    label: Label | None = None,
+    width: Width | None = None,
+    direction: torch.Tensor | Sequence[float] | None = None,
+    max_edges: int | None = MAX_EDGES,
+    theme: ThemeName = "light",
 ) -> go.Figure:
     """Draw a circuit as Sankey diagrams, one per token position.
 
@@ -68,7 +87,18 @@ def draw_seq_graph(
         orientation: "h" from left to right, "v" from top to bottom.
         display_ipython: Show the figure if this runs inside IPython.
         file_path: Write the figure too; .html, .json, .png, .svg, .pdf, .jpg or .webp by extension.
-        batch_idx: The element of the batch whose activations are shown.
+        batch_idx: The element of the batch whose activations are shown; "mean" for means of their
+            numbers over the batch.
+        label: What is written on an edge of a traced pass: "norms" (current → patched, and Δ, the
+            norm of their difference), "cosine" (of current and patched), "projection" (on
+            `direction`), "values" (the first ones), or a function of its `EdgeFlow`.
+        width: What the width of an edge of a traced pass stands for: "mask", "delta" (‖Δ‖),
+            "received" (‖received‖), or "projection": what patching the edge adds along
+            `direction`, blue where positive and red where negative.
+        direction: A vector of `d_model` numbers that outputs are projected on (a dot product).
+        max_edges: At most so many edges are drawn, the widest, and of equally wide ones those that
+            change most; the others are counted beside the diagrams. None draws all.
+        theme: "light" or "dark".
 
     Raises:
         NoTraceError: Nothing was traced yet and no scores were given.
@@ -78,14 +108,21 @@ def draw_seq_graph(
     _check_options(score_threshold, orientation)
     path = None if file_path is None else check_path(file_path)
     graph, trace = _source(model, prune_scores)
+    style = _style(trace, prune_scores, label, width, direction)
+    _check_max_edges(max_edges)
     if prune_scores is None:
         assert trace is not None
         trace.check_batch_idx(batch_idx)
-        drawn = live_edges(trace, score_threshold, batch_idx)
-        note, legend = _live_note(trace, drawn, score_threshold), LIVE_LEGEND
+        drawn = live_edges(trace, score_threshold, batch_idx, style, max_edges)
+        note = _live_note(trace, drawn, score_threshold, style, batch_idx)
+        legend = PROJECTION_LEGEND if style.width == "projection" else LIVE_LEGEND
     else:
-        drawn = score_edges(graph, prune_scores, score_threshold)
+        drawn = score_edges(graph, prune_scores, score_threshold, max_edges)
         note, legend = _score_note(drawn, score_threshold), SCORE_LEGEND
+    weights = prune_scores if trace is None or prune_scores is not None else trace.masks
+    hidden = hidden_counts(graph, weights or {}, score_threshold, drawn)
+    if hidden:
+        note += f" Not drawn: {sum(hidden.values()):,} weaker edges (max_edges={max_edges})."
     diagram = build_diagram(
         graph,
         drawn,
@@ -95,8 +132,9 @@ def draw_seq_graph(
         orientation=orientation,
         note=note,
         legend=legend,
+        hidden=hidden,
     )
-    drawn_figure = figure(diagram)
+    drawn_figure = figure(diagram, _theme(theme))
     if display_ipython:
         show_in_ipython(drawn_figure)
     if path is not None:
@@ -114,8 +152,13 @@ def net_viz(
     layer_spacing: bool = False,
     orientation: Orientation = "h",
     *,
-    batch_idx: int = 0,
+    batch_idx: BatchIdx = 0,
     size: tuple[float, float] = PANEL_SIZE,
+    label: Label | None = None,
+    width: Width | None = None,
+    direction: torch.Tensor | Sequence[float] | None = None,
+    max_edges: int | None = MAX_EDGES,
+    theme: ThemeName = "light",
 ) -> tuple[go.Sankey, int]:
     """Draw some edges of one position as a Sankey trace to put into a figure of your own.
 
@@ -137,6 +180,11 @@ def net_viz(
         orientation: As in `draw_seq_graph`.
         batch_idx: As in `draw_seq_graph`.
         size: Width and height in pixels that the diagram will have in the figure.
+        label: As in `draw_seq_graph`; Plotly shows it on hover.
+        width: As in `draw_seq_graph`.
+        direction: As in `draw_seq_graph`.
+        max_edges: As in `draw_seq_graph`; the others are left out.
+        theme: As in `draw_seq_graph`.
 
     Returns:
         The Sankey, and how many layers it shows (a block counts as attention and MLP).
@@ -147,28 +195,29 @@ def net_viz(
     _check_options(score_threshold, orientation)
     bottom, top = _interval(vert_interval)
     _check_size(size)
+    _check_max_edges(max_edges)
     graph, trace = _source(model, prune_scores)
+    style = _style(trace, prune_scores, label, width, direction)
+    wanted = {number for edge in seq_edges for number in graph.numbers(edge)}
+    seq_idx = _position(graph, wanted, seq_idx)
+    per_position = graph.n_edges_per_position
+    wanted = {number for number in wanted if number // per_position == (seq_idx or 0)}
     if prune_scores is None:
         assert trace is not None
         trace.check_batch_idx(batch_idx)
-        drawn = live_edges(trace, score_threshold, batch_idx)
+        drawn = live_edges(trace, score_threshold, batch_idx, style, max_edges, wanted)
     else:
-        drawn = score_edges(graph, prune_scores, score_threshold)
-    wanted = {number for edge in seq_edges for number in graph.numbers(edge)}
-    seq_idx = _position(graph, wanted, seq_idx)
-    chosen = [
-        one for one in drawn if graph.number(one.edge) in wanted and one.edge.seq_idx == seq_idx
-    ]
+        drawn = score_edges(graph, prune_scores, score_threshold, max_edges, wanted)
     panel = lone_panel(
         graph,
-        chosen,
+        drawn,
         seq_idx=seq_idx,
         interval=(bottom, top),
         size=size,
         layer_spacing=layer_spacing,
         orientation=orientation,
     )
-    return sankey(panel, orientation), panel.n_layers
+    return sankey(panel, orientation, _theme(theme)), panel.n_layers
 
 
 def _position(graph: Graph, numbers: set[int], seq_idx: Any) -> int | None:
@@ -240,7 +289,7 @@ def _source(
 
 
 def _titles(
-    graph: Graph, trace: Trace | None, seq_labels: Sequence[str] | None, batch_idx: int
+    graph: Graph, trace: Trace | None, seq_labels: Sequence[str] | None, batch_idx: BatchIdx
 ) -> Sequence[str] | None:
     """The labels of the positions: those given, else the traced tokens."""
     if seq_labels is not None:
@@ -253,27 +302,124 @@ def _titles(
                 f"{len(labels)}."
             )
         return [str(label) for label in labels]
-    if graph.seq_len is None or trace is None or batch_idx >= trace.batch:
+    if graph.seq_len is None or trace is None or batch_idx == "mean" or batch_idx >= trace.batch:
         return None
     strings = trace.token_strings(batch_idx)
     return strings if strings is not None and len(strings) == graph.seq_len else None
 
 
-def _live_note(trace: Trace, drawn: list[DrawnEdge], threshold: float) -> str:
+WHAT_LABELS_SAY: dict[Any, str] = {
+    "norms": "‖current‖→‖patched‖ Δ‖patched − current‖{mask} of what its source wrote",
+    "cosine": "the cosine of current and patched{mask}",
+    "projection": "current→patched along the direction{mask}",
+    "values": "the first values of what it carried{mask}",
+}
+WHAT_WIDTHS_SAY: dict[Any, str] = {
+    "mask": "|mask|",
+    "delta": "‖patched − current‖",
+    "received": "‖received‖",
+    "projection": "|what patching adds along the direction|",
+}
+
+
+def _live_note(
+    trace: Trace,
+    drawn: list[DrawnEdge],
+    threshold: float,
+    style: LiveStyle,
+    batch_idx: BatchIdx,
+) -> str:
     if not drawn:
         why = "" if trace.edges else " Nothing was patched in this pass."
         return f"No edge has |mask| ≥ {mask_text(threshold)}.{why}"
-    what = "‖current‖→‖patched‖" if trace.patched else "‖current‖"
-    masks = trace.masks.values()
-    if any(bool(((mask != 0) & (mask != 1)).any()) for mask in masks):
-        what += " (mask)"
-    on_edges = f" On each edge: {what} of what its source wrote."
-    return "Width: |mask|." + (on_edges if len(drawn) <= MOST_SHORT_LABELS else "")
+    what = ""
+    if isinstance(style.label, str):
+        what = WHAT_LABELS_SAY[style.label]
+        if style.label == "norms" and not trace.patched:
+            what = "‖current‖ of what its source wrote"
+        masks = trace.masks.values()
+        is_mixed = any(bool(((mask != 0) & (mask != 1)).any()) for mask in masks)
+        what = f" On {_which(drawn)}: {what.format(mask=' (mask)' if is_mixed else '')}."
+    width = WHAT_WIDTHS_SAY[style.width]
+    if style.width == "projection" and not trace.patched:
+        width = "|current along the direction|"
+    mean = f" Means over the batch of {trace.batch}." if batch_idx == "mean" else ""
+    return f"Width: {width}.{what}{mean}"
 
 
 def _score_note(drawn: list[DrawnEdge], threshold: float) -> str:
     if not drawn:
         return f"No edge has |score| ≥ {mask_text(threshold)}."
-    return "Width: |score|." + (
-        " On each edge: its score." if len(drawn) <= MOST_SHORT_LABELS else ""
-    )
+    return f"Width: |score|. On {_which(drawn)}: its score."
+
+
+def _which(drawn: list[DrawnEdge]) -> str:
+    return "each edge" if len(drawn) <= MOST_SHORT_LABELS else f"the {MOST_SHORT_LABELS} widest"
+
+
+def _style(
+    trace: Trace | None,
+    prune_scores: PruneScores | None,
+    label: Any,
+    width: Any,
+    direction: Any,
+) -> LiveStyle:
+    """Check what a user asks for on the edges of a traced pass."""
+    if prune_scores is not None and (label, width, direction) != (None, None, None):
+        raise FigureError(
+            "label, width and direction are for the activations of a traced pass; with prune_scores "
+            "the scores alone are drawn. Leave either out."
+        )
+    style = LiveStyle(label or PLAIN.label, width or PLAIN.width)
+    label, width = style.label, style.width
+    if not callable(label) and not (isinstance(label, str) and label in WHAT_LABELS_SAY):
+        raise FigureError(
+            f"label must be one of {', '.join(WHAT_LABELS_SAY)}, or a function of an EdgeFlow; got "
+            f"{label!r}."
+        )
+    if not (isinstance(width, str) and width in WHAT_WIDTHS_SAY):
+        raise FigureError(f"width must be one of {', '.join(WHAT_WIDTHS_SAY)}; got {width!r}.")
+    if trace is None or prune_scores is not None:
+        return PLAIN
+    needs = [
+        f'{name}="projection"'
+        for name, own in (("label", label), ("width", width))
+        if own == "projection"
+    ]
+    if needs and direction is None:
+        raise FigureError(f"{needs[0]} needs direction=, a vector of d_model numbers.")
+    if trace.patched is None and (label == "cosine" or width == "delta"):
+        raise FigureError(
+            "Nothing was patched in this pass, so there is no change to show: label="
+            f"{label!r}, width={width!r}. Trace it with corrupt= or patched=."
+        )
+    return replace(style, direction=_vector(direction, trace.current.sites[0].d_model))
+
+
+def _vector(direction: Any, d_model: int) -> torch.Tensor | None:
+    if direction is None:
+        return None
+    try:
+        vector = torch.as_tensor(direction, dtype=torch.float32).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FigureError(f"direction must be a vector of numbers; got {direction!r}.") from error
+    if vector.shape != (d_model,) or not bool(vector.isfinite().all()):
+        raise FigureError(
+            f"direction must be a vector of {d_model} finite numbers (d_model); got the shape "
+            f"{tuple(vector.shape)}."
+        )
+    return vector
+
+
+def _theme(name: Any) -> Theme:
+    if not isinstance(name, str) or name not in THEMES:
+        raise FigureError(f"theme must be one of {', '.join(THEMES)}; got {name!r}.")
+    return THEMES[name]
+
+
+def _check_max_edges(max_edges: Any) -> None:
+    if max_edges is None:
+        return
+    number = whole_number(max_edges)
+    if number is None or number < 1:
+        raise FigureError(f"max_edges must be a whole number above 0, or None; got {max_edges!r}.")

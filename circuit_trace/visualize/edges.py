@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from circuit_trace.graph import Edge, Graph
 from circuit_trace.plan import PruneScores, check_scores
-from circuit_trace.trace import Trace, edge_numbers
-from circuit_trace.visualize.text import BREAK, escape_name, mask_text, number, vector_text
+from circuit_trace.trace import BatchIdx, EdgeFlow, EdgeNumbers, Trace, edge_numbers
+from circuit_trace.visualize.text import BREAK, escape, escape_name, mask_text, number, vector_text
 
 N_VALUES = 4
 """How many values of a vector a label shows."""
 
-ALPHA = 0.42
-PATCHED = (
-    f"rgba(213, 94, 0, {ALPHA})"  # vermilion, from the colour-blind safe palette of Okabe & Ito
-)
-BETWEEN = f"rgba(230, 159, 0, {ALPHA})"  # orange
-CURRENT = f"rgba(110, 110, 110, {ALPHA})"
-POSITIVE = f"rgba(0, 90, 200, {ALPHA})"  # blue
-NEGATIVE = f"rgba(204, 30, 30, {ALPHA})"  # red
-ZERO = f"rgba(128, 128, 128, {ALPHA})"
+PATCHED = "#D55E00"  # vermilion, from the colour-blind safe palette of Okabe & Ito
+BETWEEN = "#E69F00"  # orange, from the same
+CURRENT = "#6E6E6E"
+POSITIVE = "#005AC8"
+NEGATIVE = "#CC1E1E"
+ZERO = "#808080"
 
 LIVE_LEGEND = (
     (PATCHED, "patched (mask 1)"),
     (BETWEEN, "another mask"),
     (CURRENT, "current (mask 0)"),
+)
+PROJECTION_LEGEND = (
+    (POSITIVE, "adds along the direction"),
+    (NEGATIVE, "takes away"),
+    (ZERO, "nothing"),
 )
 SCORE_LEGEND = ((POSITIVE, "positive score"), (NEGATIVE, "negative score"), (ZERO, "zero"))
 
@@ -41,6 +45,25 @@ class DrawnEdge:
     label: str
     short: str
     color: str
+
+
+Label = Literal["norms", "cosine", "projection", "values"] | Callable[[EdgeFlow], str]
+"""What the label of an edge of a traced pass says."""
+Width = Literal["mask", "delta", "received", "projection"]
+"""What the width of an edge of a traced pass stands for."""
+
+
+@dataclass(frozen=True, eq=False)
+class LiveStyle:
+    """What the edges of a traced pass say and how wide they are; `direction` is what outputs are
+    projected on (a dot product)."""
+
+    label: Label = "norms"
+    width: Width = "mask"
+    direction: torch.Tensor | None = None
+
+
+PLAIN = LiveStyle()
 
 
 def numbers_above(
@@ -64,60 +87,188 @@ def numbers_above(
     return joined[order].tolist(), torch.cat(weights)[order].tolist()
 
 
-def score_edges(graph: Graph, scores: PruneScores, threshold: float) -> list[DrawnEdge]:
-    """The edges of given scores: width |score|, colour by sign, no activations."""
+def strongest(
+    numbers: list[int], strengths: Sequence[float] | torch.Tensor, most: int | None
+) -> list[int]:
+    """The places of the strongest edges in a list, in its order; of equals the earlier ones."""
+    if most is None or len(numbers) <= most:
+        return list(range(len(numbers)))
+    order = torch.as_tensor(strengths).abs().nan_to_num().sort(descending=True, stable=True).indices
+    return sorted(order[:most].tolist())
+
+
+def _of(
+    among: Set[int] | None, numbers: list[int], weights: list[float]
+) -> tuple[list[int], list[float]]:
+    if among is None:
+        return numbers, weights
+    kept = [place for place, number in enumerate(numbers) if number in among]
+    return [numbers[place] for place in kept], [weights[place] for place in kept]
+
+
+def hidden_counts(
+    graph: Graph, scores: PruneScores, threshold: float, drawn: Sequence[DrawnEdge]
+) -> dict[int | None, int]:
+    """How many edges of each position reach the threshold but are not drawn."""
+    found, _ = numbers_above(graph, check_scores(graph, scores, "The prune scores"), threshold)
+    positions = torch.tensor(found, dtype=torch.long) // graph.n_edges_per_position
+    counts = torch.bincount(positions, minlength=graph.seq_len or 1).tolist()
+    for one in drawn:
+        counts[one.edge.seq_idx or 0] -= 1
+    is_whole = graph.seq_len is None
+    return {None if is_whole else at: count for at, count in enumerate(counts) if count}
+
+
+def score_edges(
+    graph: Graph,
+    scores: PruneScores,
+    threshold: float,
+    max_edges: int | None = None,
+    among: Set[int] | None = None,
+) -> list[DrawnEdge]:
+    """The edges of given scores, of those `among` these numbers: width |score|, colour by sign, no
+    activations."""
     checked = check_scores(graph, scores, "The prune scores")
+    numbers, weights = _of(among, *numbers_above(graph, checked, threshold))
     drawn = []
-    for edge_number, weight in zip(*numbers_above(graph, checked, threshold), strict=True):
-        edge = graph.edge_at(edge_number)
-        color = POSITIVE if weight > 0 else NEGATIVE if weight < 0 else ZERO
+    for place in strongest(numbers, weights, max_edges):
+        edge, weight = graph.edge_at(numbers[place]), weights[place]
         label = BREAK.join([escape_name(edge.name), f"score {mask_text(weight)}"])
-        drawn.append(DrawnEdge(edge, weight, label, _tag(edge) + mask_text(weight), color))
+        drawn.append(
+            DrawnEdge(edge, weight, label, _tag(edge) + mask_text(weight), _sign_color(weight))
+        )
     return drawn
 
 
-def live_edges(trace: Trace, threshold: float, batch_idx: int) -> list[DrawnEdge]:
-    """The edges of a traced pass: width |mask|, labelled with what flowed along them."""
-    found, _ = numbers_above(trace.graph, trace.masks, threshold)
-    return label_live(trace, [trace.graph.edge_at(one) for one in found], batch_idx)
+def live_edges(
+    trace: Trace,
+    threshold: float,
+    batch_idx: BatchIdx,
+    style: LiveStyle = PLAIN,
+    max_edges: int | None = None,
+    among: Set[int] | None = None,
+) -> list[DrawnEdge]:
+    """The edges of a traced pass whose |mask| reaches the threshold, labelled with what flowed
+    along them. Too many are cut down to the widest, and among equally wide ones to the largest
+    change."""
+    found, _ = _of(among, *numbers_above(trace.graph, trace.masks, threshold))
+    edges = [trace.graph.edge_at(one) for one in found]
+    if max_edges is not None and len(edges) > max_edges:
+        numbers = edge_numbers(trace, edges, batch_idx, direction=style.direction)
+        widths = _widths(numbers, style).double().abs()
+        change = numbers.delta_norm if trace.patched else numbers.current_norm
+        change = change.double().nan_to_num()
+        order = widths + 1e-9 * widths.max() * change / change.max().clamp_min(1e-30)
+        edges = [edges[place] for place in strongest(found, order, max_edges)]
+    return label_live(trace, edges, batch_idx, style)
 
 
-def label_live(trace: Trace, edges: list[Edge], batch_idx: int) -> list[DrawnEdge]:
+def label_live(
+    trace: Trace, edges: list[Edge], batch_idx: BatchIdx, style: LiveStyle = PLAIN
+) -> list[DrawnEdge]:
     """Label edges with their norms, the first values of what is shown, and their mask."""
     if not edges:
         return []
-    numbers = edge_numbers(trace, edges, batch_idx, N_VALUES)
+    numbers = edge_numbers(trace, edges, batch_idx, N_VALUES, style.direction)
     current, patched = numbers.current_values, numbers.patched_values
     mask = numbers.mask[:, None]
     received = current
     if patched is not None:  # what an edge does not carry must not show, be it infinite
         mixed = (1 - mask) * current + mask * patched
         received = torch.where(mask == 0, current, torch.where(mask == 1, patched, mixed))
-    width = trace.current.sites[0].d_model
+    total = trace.current.sites[0].d_model
+    widths = torch.nan_to_num(_widths(numbers, style), nan=0.0, posinf=0.0, neginf=0.0)
+    columns = _columns(numbers)
     drawn = []
     for row, edge in enumerate(edges):
-        weight = float(numbers.mask[row])
+        numbers_of = {name: column[row] for name, column in columns.items()}
+        weight = numbers_of["mask"]
         what = "patched" if weight == 1 else "current" if weight == 0 else "received"
-        now, instead = float(numbers.current_norm[row]), float(numbers.patched_norm[row])
-        norms = f"‖current‖ {number(now)}"
-        short = number(now)
-        if patched is not None:
-            norms += f", ‖patched‖ {number(instead)}"
-            short += f"→{number(instead)}"
-        if weight not in (0, 1):
-            short += f" ({mask_text(weight)})"
+        values = vector_text(received[row].tolist(), total)
         where = "" if edge.seq_idx is not None else " (last position; norms over all)"
-        label = BREAK.join(
-            [
-                escape_name(edge.name),
-                f"{what} {vector_text(received[row].tolist(), width)}{where}",
-                norms,
-                f"mask {mask_text(weight)}",
-            ]
-        )
+        if callable(style.label):
+            own = escape(str(style.label(trace.edge(edge.name, edge.seq_idx))))
+        elif style.label == "values":
+            own = values
+        else:
+            own = _SHORT[style.label](numbers_of)
+        if weight not in (0, 1) and not callable(style.label):
+            own += f" ({mask_text(weight)})"
+        lines = [escape_name(edge.name), f"{what} {values}{where}", _norms_line(numbers_of)]
+        if style.direction is not None:
+            lines.append(f"projection {_change(numbers_of, 'projection')}")
+        if callable(style.label):
+            lines.append(own)
+        lines.append(f"mask {mask_text(weight)}")
+        by_sign = style.width == "projection"
         color = PATCHED if weight == 1 else CURRENT if weight == 0 else BETWEEN
-        drawn.append(DrawnEdge(edge, weight, label, _tag(edge) + short, color))
+        color = _sign_color(float(widths[row])) if by_sign else color
+        short = _tag(edge) + own
+        drawn.append(DrawnEdge(edge, float(widths[row]), BREAK.join(lines), short, color))
     return drawn
+
+
+def _columns(numbers: EdgeNumbers) -> dict[str, list[float]]:
+    """The numbers of all edges as plain floats; those that a pass has not are left out."""
+    columns = {
+        "mask": numbers.mask,
+        "current_norm": numbers.current_norm,
+        "received_norm": numbers.received_norm,
+        "current_projection": numbers.current_projection,
+        "patched_projection": numbers.patched_projection,
+    }
+    if numbers.patched_values is not None:
+        columns |= {
+            "patched_norm": numbers.patched_norm,
+            "delta_norm": numbers.delta_norm,
+            "cosine": numbers.cosine,
+        }
+    return {name: column.tolist() for name, column in columns.items() if column is not None}
+
+
+def _widths(numbers: EdgeNumbers, style: LiveStyle) -> torch.Tensor:
+    """What an edge's width stands for."""
+    if style.width == "delta":
+        return numbers.delta_norm
+    if style.width == "received":
+        return numbers.received_norm
+    if style.width == "projection":
+        assert numbers.current_projection is not None
+        if numbers.patched_projection is None:
+            return numbers.current_projection
+        return numbers.mask * (numbers.patched_projection - numbers.current_projection)
+    return numbers.mask
+
+
+def _change(numbers: dict[str, float], what: str) -> str:
+    """A number of what is current, and of what is patched in where something is."""
+    before = number(numbers[f"current_{what}"])
+    after = numbers.get(f"patched_{what}")
+    return before if after is None else f"{before}→{number(after)}"
+
+
+def _norms_line(numbers: dict[str, float]) -> str:
+    line = f"‖current‖ {number(numbers['current_norm'])}"
+    if "patched_norm" in numbers:
+        line += f", ‖patched‖ {number(numbers['patched_norm'])}"
+        line += f", ‖Δ‖ {number(numbers['delta_norm'])}, cosine {number(numbers['cosine'])}"
+    return line
+
+
+def _short_norms(numbers: dict[str, float]) -> str:
+    delta = numbers.get("delta_norm")
+    return _change(numbers, "norm") + ("" if delta is None else f" Δ{number(delta)}")
+
+
+_SHORT: dict[str, Callable[[dict[str, float]], str]] = {
+    "norms": _short_norms,
+    "cosine": lambda numbers: number(numbers["cosine"]),
+    "projection": lambda numbers: _change(numbers, "projection"),
+}
+
+
+def _sign_color(weight: float) -> str:
+    return POSITIVE if weight > 0 else NEGATIVE if weight < 0 else ZERO
 
 
 def _tag(edge: Edge) -> str:

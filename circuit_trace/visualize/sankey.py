@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,7 +12,6 @@ from circuit_trace.anatomy import NodeKind
 from circuit_trace.visualize.layout import NODE_THICKNESS, Point
 from circuit_trace.visualize.spec import (
     BOTTOM_MARGIN,
-    MOST_SHORT_LABELS,
     NAME_SIZE,
     SHORT_SIZE,
     SIDE_MARGIN,
@@ -21,16 +22,42 @@ from circuit_trace.visualize.spec import (
     Orientation,
     Panel,
 )
+from circuit_trace.visualize.text import BREAK, text_size
 
 FONT = "Helvetica, Arial, sans-serif"
-INK = "#222222"
-NODE_COLORS: dict[NodeKind, str] = {
-    "embed": "#009E73",
-    "attention": "#6A4C93",
-    "mlp": "#A6761D",
-    "output": "#222222",
+NOTE_SIZE, NOTE_LINE = 11, 15
+"""The note's font size, and pixels from one line of it to the next."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a figure: its paper and ink, what lies behind the labels on links, its nodes
+    by kind, and how opaque its links are."""
+
+    paper: str
+    ink: str
+    behind_labels: str
+    nodes: Mapping[NodeKind, str]
+    link_alpha: float
+
+
+THEMES = {
+    # Nodes are apart from each other and from the links' colours, also to colour-blind eyes.
+    "light": Theme(
+        paper="white",
+        ink="#222222",
+        behind_labels="rgba(255, 255, 255, 0.75)",
+        nodes={"embed": "#009E73", "attention": "#6A4C93", "mlp": "#A6761D", "output": "#222222"},
+        link_alpha=0.42,
+    ),
+    "dark": Theme(
+        paper="#16181D",
+        ink="#E8E8E8",
+        behind_labels="rgba(22, 24, 29, 0.7)",
+        nodes={"embed": "#2BC495", "attention": "#B79BE0", "mlp": "#D9B44A", "output": "#E8E8E8"},
+        link_alpha=0.62,
+    ),
 }
-"""By kind: apart from each other, and from the links' colours, also to colour-blind eyes."""
 
 NODE_NAMES: dict[NodeKind, str] = {
     "embed": "embedding",
@@ -40,9 +67,11 @@ NODE_NAMES: dict[NodeKind, str] = {
 }
 
 
-def sankey(panel: Panel, orientation: Orientation, *, names: bool = True) -> go.Sankey:
+def sankey(
+    panel: Panel, orientation: Orientation, theme: Theme, *, names: bool = True
+) -> go.Sankey:
     """One panel as a Plotly Sankey trace, its nodes named by Plotly if `names`."""
-    font = {"family": FONT, "size": NAME_SIZE, "color": INK}
+    font = {"family": FONT, "size": NAME_SIZE, "color": theme.ink}
     if not names:
         font = {"size": 1, "color": "rgba(0, 0, 0, 0)", "shadow": "none"}
     return go.Sankey(
@@ -52,7 +81,7 @@ def sankey(panel: Panel, orientation: Orientation, *, names: bool = True) -> go.
         domain={"x": list(panel.x_domain), "y": list(panel.y_domain)},
         node={
             "label": [node.name for node in panel.nodes],
-            "color": [NODE_COLORS[node.kind] for node in panel.nodes],
+            "color": [theme.nodes[node.kind] for node in panel.nodes],
             "x": [node.x for node in panel.nodes],
             "y": [node.y for node in panel.nodes],
             "pad": panel.pad,
@@ -65,35 +94,39 @@ def sankey(panel: Panel, orientation: Orientation, *, names: bool = True) -> go.
             "target": [link.target for link in panel.links],
             "value": [link.value for link in panel.links],
             "label": [link.label for link in panel.links],
-            "color": [link.color for link in panel.links],
+            "color": [rgba(link.color, theme.link_alpha) for link in panel.links],
             "hovertemplate": "%{label}<extra></extra>",
         },
         textfont=font,
     )
 
 
-def figure(diagram: Diagram) -> go.Figure:
+def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> go.Figure:
     """The whole diagram as a Plotly figure, independent of Plotly's global template."""
+    bottom = BOTTOM_MARGIN + NOTE_LINE * (len(_note_lines(diagram)) - 1)
     layout = go.Layout(
         template=go.layout.Template(),
         width=round(diagram.plot_width + diagram.left_margin + SIDE_MARGIN),
-        height=round(diagram.plot_height + TOP_MARGIN + BOTTOM_MARGIN),
-        margin={"l": diagram.left_margin, "r": SIDE_MARGIN, "t": TOP_MARGIN, "b": BOTTOM_MARGIN},
-        paper_bgcolor="white",
-        font={"family": FONT, "size": NAME_SIZE, "color": INK},
+        height=round(diagram.plot_height + TOP_MARGIN + bottom),
+        margin={"l": diagram.left_margin, "r": SIDE_MARGIN, "t": TOP_MARGIN, "b": bottom},
+        paper_bgcolor=theme.paper,
+        plot_bgcolor=theme.paper,
+        font={"family": FONT, "size": NAME_SIZE, "color": theme.ink},
         hoverlabel={"align": "left", "font": {"family": "monospace", "size": NAME_SIZE}},
         xaxis={"visible": False},  # Plotly draws axes where there is no diagram
         yaxis={"visible": False},
         annotations=[
             *_titles(diagram),
             *_names(diagram),
-            *_short_labels(diagram),
-            *_words(diagram),
+            *_short_labels(diagram, theme),
+            *_words(diagram, theme),
         ],
     )
     # Names are drawn as annotations above their nodes: Plotly would write them over the links.
     traces = [
-        sankey(panel, diagram.orientation, names=False) for panel in diagram.panels if panel.links
+        sankey(panel, diagram.orientation, theme, names=False)
+        for panel in diagram.panels
+        if panel.links
     ]
     return go.Figure(data=traces, layout=layout)
 
@@ -142,32 +175,38 @@ def _names(diagram: Diagram) -> list[dict[str, Any]]:
     ]
 
 
-def _short_labels(diagram: Diagram) -> list[dict[str, Any]]:
+def _short_labels(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
     """What flows along each edge, written on it, so that a still picture says it too."""
-    if diagram.n_links > MOST_SHORT_LABELS:
-        return []
-    style = {"font": {"size": SHORT_SIZE}, "bgcolor": "rgba(255, 255, 255, 0.75)", "borderpad": 1}
+    style = {"font": {"size": SHORT_SIZE}, "bgcolor": theme.behind_labels, "borderpad": 1}
     return [
         _in_panel(diagram, panel, link.short_at, link.short, **style)
         for panel in diagram.panels
         for link in panel.links
+        if link.short
     ]
 
 
-def _words(diagram: Diagram) -> list[dict[str, Any]]:
+def _words(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
     """The note above and the legend below."""
     links = {link.color for panel in diagram.panels for link in panel.links}
     kinds = {node.kind for panel in diagram.panels for node in panel.nodes}
     marks = [(color, name) for color, name in diagram.legend if color in links]
-    marks += [(color, NODE_NAMES[kind]) for kind, color in NODE_COLORS.items() if kind in kinds]
+    marks += [(color, NODE_NAMES[kind]) for kind, color in theme.nodes.items() if kind in kinds]
     legend = "   ".join(
-        f"<span style='color: {_opaque(color)}'>■</span> {name}" for color, name in marks
+        f"<span style='color: {rgba(color, 1)}'>■</span> {name}" for color, name in marks
     )
     words = [
         _annotation(
-            0, 0, text, xanchor="left", yanchor="top", yshift=shift, align="left", font={"size": 11}
+            0,
+            0,
+            text,
+            xanchor="left",
+            yanchor="top",
+            yshift=shift,
+            align="left",
+            font={"size": NOTE_SIZE},
         )
-        for text, shift in ((legend, -14), (diagram.note, -32))
+        for text, shift in ((legend, -14), (BREAK.join(_note_lines(diagram)), -32))
         if text
     ]
     if not diagram.n_links:
@@ -175,8 +214,21 @@ def _words(diagram: Diagram) -> list[dict[str, Any]]:
     return words
 
 
-def _opaque(color: str) -> str:
-    """A link's colour without its transparency, for the legend's mark."""
-    if not color.startswith("rgba"):
+def _note_lines(diagram: Diagram) -> list[str]:
+    """The note, broken into lines that fit under the plot."""
+    lines = [""]
+    for word in diagram.note.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_size(longer, NOTE_SIZE)[0] > diagram.plot_width + SIDE_MARGIN:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def rgba(color: str, alpha: float) -> str:
+    """A colour `#RRGGBB` for Plotly, as opaque as asked."""
+    if alpha == 1:
         return color
-    return f"rgb({','.join(color[5:-1].split(',')[:3])})"
+    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {alpha})"

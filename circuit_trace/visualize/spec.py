@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
 from circuit_trace.anatomy import NodeKind
 from circuit_trace.graph import DestNode, Graph, SrcNode
-from circuit_trace.visualize.edges import DrawnEdge
+from circuit_trace.visualize.edges import DrawnEdge, strongest
 from circuit_trace.visualize.layout import (
     Box,
     Placed,
@@ -49,7 +49,7 @@ TITLE_SIZE = 14
 SIDE_MARGIN = 60
 TOP_MARGIN, BOTTOM_MARGIN = 22, 62
 MOST_SHORT_LABELS = 40
-"""Labels are written on the links of a figure up to so many edges."""
+"""Labels are written on so many links of a figure, the widest; all of them show on hover."""
 NAME_SIZE, SHORT_SIZE = 12, 10
 """Font sizes of node names and of the labels on links."""
 
@@ -154,11 +154,15 @@ def build_diagram(
     orientation: Orientation,
     note: str,
     legend: tuple[tuple[str, str], ...],
+    hidden: Mapping[int | None, int] | None = None,
 ) -> Diagram:
-    """Lay edges out, a panel per position from the first down.
+    """Lay edges out, a panel per position from the first down; `hidden` counts those left out.
 
     The heights of the panels' domains are in proportion to the edge weight they hold.
     """
+    written = set(strongest([*range(len(drawn))], [o.weight for o in drawn], MOST_SHORT_LABELS))
+    drawn = [one if place in written else replace(one, short="") for place, one in enumerate(drawn)]
+    hidden = hidden or {}
     by_position: dict[int | None, list[DrawnEdge]] = {}
     if show_all_seq_pos:
         positions = [None] if graph.seq_len is None else range(graph.seq_len)
@@ -178,7 +182,7 @@ def build_diagram(
     plot_height = plot_height or SMALLEST_PANEL
     panels, top = [], 0.0
     for content, slot in zip(contents, slots, strict=True):
-        title = _title(content.seq_idx, titles)
+        title = _title(content.seq_idx, titles, hidden.get(content.seq_idx, 0))
         area = _Area(width, plot_height, top, slot.room, *slot.domain)
         breadth = area.breadth(orientation)
         placed = _placed(content, slot.length, breadth, slot.pad, orientation)
@@ -397,9 +401,15 @@ def _panel(
         nodes.append(Node(name, kind, _round(along) or 1e-3, _round(across) or 1e-3, _rounded(at)))
     sizes = [text_size(one.short, SHORT_SIZE) for one in content.drawn]
     sizes = sizes if is_h else [(height, width) for width, height in sizes]
-    few = len(content.drawn) <= MOST_SHORT_LABELS
     flows = content.flows
-    spots = place_labels(placed, flows, sizes, name_boxes) if few else middles(placed, flows)
+    spots = middles(placed, flows)
+    written = [place for place, one in enumerate(content.drawn) if one.short]
+    if written:
+        chosen = [sizes[place] for place in written]
+        ends = replace(placed, ends=tuple(placed.ends[place] for place in written))
+        found = place_labels(ends, [flows[place] for place in written], chosen, name_boxes)
+        for place, spot in zip(written, found, strict=True):
+            spots[place] = spot
     links = tuple(
         Link(
             flow.source,
@@ -457,10 +467,16 @@ def _margin_for(titles: Sequence[str]) -> float:
     return max(LABEL_MARGIN, ceil(TITLE_SHIFT + 1.1 * widest))  # titles are bold
 
 
-def _title(position: int | None, titles: Sequence[str] | None) -> str | None:
+def _title(position: int | None, titles: Sequence[str] | None, n_hidden: int) -> str | None:
     if position is None:
         return "<b>All tokens</b>" if titles else None
-    if titles is None:
-        return f"<b>position {position}</b>"
-    where = f"<span style='font-size: 11px'>position {position}</span>"
-    return f"<b>{token_label(titles[position])}</b>{BREAK}{where}"
+    lines = [f"<b>position {position}</b>"]
+    if titles is not None:
+        lines = [f"<b>{token_label(titles[position])}</b>", _small(f"position {position}")]
+    if n_hidden:
+        lines.append(_small(f"{n_hidden:,} not drawn"))
+    return BREAK.join(lines)
+
+
+def _small(text: str) -> str:
+    return f"<span style='font-size: 11px'>{text}</span>"

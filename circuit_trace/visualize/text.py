@@ -58,12 +58,12 @@ def token_label(token: str) -> str:
 
 
 def number(value: float) -> str:
-    """A number with three significant digits.
+    """A number with three significant digits, or all those before the point.
 
-    >>> number(4.6441), number(-0.0), number(12345.6)
-    ('4.64', '0', '1.23e+04')
+    >>> number(4.6441), number(-0.0), number(12345.6), number(1.5e6)
+    ('4.64', '0', '12346', '1.5e+06')
     """
-    return f"{value + 0.0:.3g}"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e5 else f"{value + 0.0:.3g}"
 
 
 def mask_text(mask: float) -> str:

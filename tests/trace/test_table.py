@@ -26,6 +26,7 @@ COLUMNS = [
     "patched_norm",
     "delta_norm",
     "cosine",
+    "received_norm",
 ]
 EDGES = {"A0.1->A1.2.Q": 1.0, "A0.1->Resid End": -0.5, "A0.3->MLP 1": 0.5, "MLP 0->Resid End": 0.0}
 
@@ -158,3 +159,23 @@ def test_wider_types_are_tabled_in_single_precision() -> None:
     expected = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
     for column in COLUMNS[6:]:
         assert table[column].tolist() == pytest.approx(expected[column].tolist(), rel=0.1, abs=0.1)
+
+
+@pytest.mark.parametrize("seq_len", [None, SEQ])
+def test_received_norms(seq_len: int | None) -> None:
+    trace = wrapped("hooked LN", seq_len).trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
+    for _, row in trace.table(batch_idx=1).iterrows():
+        at = None if seq_len is None else row["seq_idx"]
+        received = trace.edge(row["edge"], at).received[1]
+        expected = received.norm() if at is None else received[at].norm()
+        assert row["received_norm"] == pytest.approx(float(expected), rel=1e-4), row["edge"]
+
+
+def test_means_over_the_batch() -> None:
+    trace = wrapped("hooked LN", SEQ).trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
+    mean = trace.table(batch_idx="mean")
+    each = [trace.table(batch_idx=b) for b in range(trace.batch)]
+    for column in COLUMNS[5:]:
+        expected = sum(table[column].to_numpy() for table in each) / len(each)
+        assert mean[column].to_numpy() == pytest.approx(expected, rel=1e-5), column
+    assert mean["token"].isna().all()

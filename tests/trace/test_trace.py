@@ -204,7 +204,7 @@ def test_it_outlives_the_wrapper_and_lets_it_go(name: str) -> None:
     del model, hooked_model
     gc.collect()
     check_same(before, everything(trace))
-    assert trace.table().shape == (3, 10)
+    assert trace.table().shape == (3, 11)
     assert gone() is None, "a record must not keep the model alive"
 
 
@@ -304,7 +304,7 @@ def test_a_batch_element_that_there_is_not(batch_idx: object) -> None:
         with pytest.raises(ct.InputError) as caught:
             ask()
         assert str(caught.value) == (
-            f"batch_idx={batch_idx!r} is outside the traced batch: expected 0 to 1."
+            f'batch_idx={batch_idx!r} is outside the traced batch: expected 0 to 1, or "mean".'
         )
 
 

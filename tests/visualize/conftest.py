@@ -44,9 +44,9 @@ def diagrams(monkeypatch: pytest.MonkeyPatch) -> list[Diagram]:
     """The specifications of the figures that `draw_seq_graph` draws during the test."""
     drawn: list[Diagram] = []
 
-    def recording(diagram: Diagram) -> go.Figure:
+    def recording(diagram: Diagram, theme: sankey.Theme) -> go.Figure:
         drawn.append(diagram)
-        return sankey.figure(diagram)
+        return sankey.figure(diagram, theme)
 
     monkeypatch.setattr("circuit_trace.visualize.draw.figure", recording)
     return drawn

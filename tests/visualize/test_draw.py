@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -20,6 +21,9 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 import circuit_trace as ct
+from circuit_trace.visualize import draw_seq_graph, net_viz
+from circuit_trace.visualize.edges import PATCHED
+from circuit_trace.visualize.sankey import THEMES, rgba
 from circuit_trace.visualize.text import token_label
 from circuit_trace.visualize.write import FORMATS
 from tests.models import hooked, tokens
@@ -513,7 +517,7 @@ def test_one_string_is_no_list_of_labels() -> None:
 def test_batch_idx_out_of_range(batch_idx: Any) -> None:
     for call in both(known_trace({EDGE: 1.0}), batch_idx=batch_idx):
         assert error_of(ct.errors.InputError, call) == (
-            f"batch_idx={batch_idx!r} is outside the traced batch: expected 0 to {BATCH - 1}."
+            f'batch_idx={batch_idx!r} is outside the traced batch: expected 0 to {BATCH - 1}, or "mean".'
         )
 
 
@@ -627,3 +631,103 @@ def test_a_folder_of_that_name(tmp_path: Path) -> None:
     path = tmp_path / "picture.json"
     message = error_of(ct.errors.FigureError, lambda: known_trace({EDGE: 1.0}).draw(file_path=path))
     assert message == f"Cannot write {str(path)!r}: Is a directory."
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_themes(theme: str) -> None:
+    """Paper, ink, nodes and links are the theme's, and Plotly's defaults stay as they are."""
+    before = pio.templates.default
+    drawn = known_trace({EDGE: 1.0}).draw(theme=theme)
+    own = THEMES[theme]
+    assert (drawn.layout.paper_bgcolor, drawn.layout.font.color) == (own.paper, own.ink)
+    assert drawn.data[0].node.color == (own.nodes["attention"],) * 2
+    assert drawn.data[0].link.color == (rgba(PATCHED, own.link_alpha),)
+    assert pio.templates.default == before
+    alone, _ = net_viz(known_trace({EDGE: 1.0}), graph().edges, None, (0, 1), theme=theme)
+    assert alone.textfont.color == own.ink
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_ink_and_nodes_stand_out_from_the_paper(theme: str) -> None:
+    """Contrast by WCAG 2: 4.5 : 1 for text, 3 : 1 for shapes."""
+    own = THEMES[theme]
+    assert contrast(own.ink, own.paper) > 4.5
+    assert all(contrast(color, own.paper) > 3 for color in own.nodes.values())
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted(luminance("#FFFFFF" if c == "white" else c) for c in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_more_edges_than_are_drawn_are_counted() -> None:
+    values = random_scores(60, seed=5)
+    drawn = draw_seq_graph(wrapped(), values, max_edges=12)
+    assert len(drawn.data[0].link.value) == 12
+    assert "Not drawn: 48 weaker edges (max_edges=12)." in words(drawn)
+    whole = draw_seq_graph(wrapped(), values, max_edges=None)
+    assert len(whole.data[0].link.value) == 60
+    assert "Not drawn" not in words(whole)
+    alone, _ = net_viz(wrapped(), graph().edges, values, (0, 1), max_edges=12)
+    assert sorted(alone.link.value) == sorted(drawn.data[0].link.value)
+
+
+def test_hidden_edges_are_counted_beside_their_position() -> None:
+    at = {(0, EDGE): 0.5, (0, "A0.3->MLP 1"): 0.4, (3, EDGE): 0.9, (3, "A0.0->MLP 0"): 0.1}
+    drawn = draw_seq_graph(wrapped(SEQ), scores(at, SEQ), max_edges=2)
+    assert len(drawn.data) == 2
+    assert words(drawn).count("1 not drawn") == 2
+
+
+def words(drawn: go.Figure) -> str:
+    return " ".join(annotation.text for annotation in drawn.layout.annotations).replace("<br>", " ")
+
+
+def test_labels_and_widths_say_what_they_are() -> None:
+    trace = known_trace({EDGE: 0.5})
+    direction = [0.0, 1.0, 0.0, 0.0, 0.0]
+    assert "‖current‖→‖patched‖ Δ‖patched − current‖ (mask)" in words(trace.draw())
+    text = words(trace.draw(label="projection", width="projection", direction=direction))
+    assert "Width: |what patching adds along the direction|" in text
+    assert "current→patched along the direction (mask)" in text
+    assert "takes away" in text
+    assert "Width: ‖received‖" in words(trace.draw(width="received", batch_idx="mean"))
+    assert f"Means over the batch of {BATCH}." in words(trace.draw(batch_idx="mean"))
+    own = trace.draw(label=lambda flow: f"{flow.edge.name}!")
+    assert "Q A0.1-&gt;A1.2.Q!" in words(own)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"theme": "sepia"}, "theme must be one of light, dark; got 'sepia'."),
+    ({"max_edges": 0}, "max_edges must be a whole number above 0, or None; got 0."),
+    ({"max_edges": "all"}, "max_edges must be a whole number above 0, or None; got 'all'."),
+    ({"label": "norm"}, "label must be one of norms, cosine, projection, values, or a function"),
+    ({"width": "Mask"}, "width must be one of mask, delta, received, projection; got 'Mask'."),
+    ({"width": "projection"}, 'width="projection" needs direction=, a vector of d_model numbers.'),
+    (
+        {"direction": [1.0]},
+        "direction must be a vector of 5 finite numbers (d_model); got the shape",
+    ),
+    ({"direction": "up"}, "direction must be a vector of numbers; got 'up'."),
+    ({"direction": [math.nan] * 5}, "direction must be a vector of 5 finite numbers (d_model)"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_wrong_styles(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ct.FigureError) as caught:
+        known_trace({EDGE: 1.0}).draw(**options)
+    assert message in str(caught.value)
+
+
+def test_styles_of_what_is_not_there() -> None:
+    with pytest.raises(ct.FigureError, match="Nothing was patched in this pass"):
+        known_trace({}, patched=None).draw(label="cosine")
+    with pytest.raises(ct.FigureError, match="with prune_scores the scores alone are drawn"):
+        draw_seq_graph(wrapped(), scores({EDGE: 1.0}), width="delta")

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import circuit_trace as ct
 from circuit_trace.visualize.edges import (
     BETWEEN,
     CURRENT,
@@ -15,6 +16,8 @@ from circuit_trace.visualize.edges import (
     POSITIVE,
     ZERO,
     DrawnEdge,
+    LiveStyle,
+    hidden_counts,
     live_edges,
     numbers_above,
     score_edges,
@@ -48,10 +51,10 @@ def test_a_live_label(mask: float) -> None:
     trace = known_trace({(4, EDGE): mask}, SEQ)
     drawn = [one for one in live_edges(trace, 0.0, 0) if one.edge == trace.graph.edge(EDGE, 4)]
     assert the_edge(drawn).label.split("<br>") == [
-        EDGE, LABELS[mask], "‖current‖ 75, ‖patched‖ 150", f"mask {mask:.2f}"
+        EDGE, LABELS[mask], "‖current‖ 75, ‖patched‖ 150, ‖Δ‖ 197, cosine -0.48", f"mask {mask:.2f}"
     ]  # fmt: skip
     shown = "" if mask in (0.0, 1.0) else f" ({mask:.2f})"
-    assert the_edge(drawn).short == f"Q 75→150{shown}"
+    assert the_edge(drawn).short == f"Q 75→150 Δ197{shown}"
     assert the_edge(drawn).weight == mask
 
 
@@ -68,7 +71,7 @@ def test_a_live_label_of_all_positions_says_so() -> None:
     assert label.split("<br>") == [
         EDGE,
         "patched [0, -108, 144, 0, …] (last position; norms over all)",
-        "‖current‖ 143, ‖patched‖ 286",
+        "‖current‖ 143, ‖patched‖ 286, ‖Δ‖ 376, cosine -0.48",
         "mask 1.00",
     ]
 
@@ -98,7 +101,14 @@ def test_live_labels_agree_with_the_trace(seq_len: int | None) -> None:
         assert name == one.edge.name
         read = values[values.index("[") + 1 : values.index(", …]")].split(", ")
         assert [float(value) for value in read] == pytest.approx(first, rel=6e-3)
-        current, patched = norms.split(", ")
+        current, patched, delta, cosine = norms.split(", ")
+        assert float(delta.removeprefix("‖Δ‖ ")) == pytest.approx(
+            float(flow.delta[1, at].norm()), rel=6e-3
+        )
+        angle = torch.cosine_similarity(
+            flow.current[1, at].flatten(), flow.patched[1, at].flatten(), dim=0
+        )
+        assert float(cosine.removeprefix("cosine ")) == pytest.approx(float(angle), rel=6e-3)
         assert float(current.removeprefix("‖current‖ ")) == pytest.approx(
             float(flow.current[1, at].norm()), rel=6e-3
         )
@@ -194,7 +204,7 @@ def test_a_score(score: float, color: str, label: str, short: str) -> None:
 
 def test_colors_of_scores_are_blue_red_and_grey() -> None:
     def strongest(color: str) -> str:
-        rgb = [float(part) for part in color.removeprefix("rgba(").split(",")[:3]]
+        rgb = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
         return "grey" if len(set(rgb)) == 1 else ["red", "green", "blue"][rgb.index(max(rgb))]
 
     assert [strongest(color) for color in (POSITIVE, NEGATIVE, ZERO)] == ["blue", "red", "grey"]
@@ -222,3 +232,80 @@ def test_scores_that_require_grad_and_cover_some_modules() -> None:
 )
 def test_short_labels_name_the_input_of_a_head(name: str, short: str) -> None:
     assert the_edge(score_edges(graph(), scores({name: 1.0}), 0.01)).short == short
+
+
+DIRECTION = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
+STYLES = {
+    "norms": "Q 75→150 Δ197",
+    "cosine": "Q -0.48",
+    "projection": "Q 60→-90",
+    "values": "Q [0, -90, 120, 0, …]",
+}
+
+
+@pytest.mark.parametrize("label", STYLES)
+def test_what_a_short_label_says(label: str) -> None:
+    """At position 4: 15 · [3, 4, 0, 0, 0] is current, 15 · [0, -6, 8, 0, 0] patched in."""
+    style = LiveStyle(label, direction=DIRECTION)
+    one = the_edge(live_edges(known_trace({(4, EDGE): 1.0}, SEQ), 0.01, 0, style))
+    assert one.short == STYLES[label]
+    assert "projection 60→-90" in one.label
+
+
+def test_a_function_of_ones_own_labels_edges() -> None:
+    seen = []
+
+    def label(flow: ct.EdgeFlow) -> str:
+        seen.append((flow.edge.name, flow.edge.seq_idx, flow.mask))
+        return "<b>mine</b>"
+
+    one = the_edge(live_edges(known_trace({(4, EDGE): 0.5}, SEQ), 0.01, 0, LiveStyle(label)))
+    assert one.short == "Q &lt;b&gt;mine&lt;/b&gt;"
+    assert "&lt;b&gt;mine&lt;/b&gt;" in one.label.split("<br>")
+    assert seen == [(EDGE, 4, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [("mask", 0.5), ("delta", 15 * math.sqrt(173)), ("projection", 0.5 * -150),
+     ("received", 15 * math.sqrt(1.5**2 + 1 + 4**2))],
+)  # fmt: skip
+def test_what_a_width_stands_for(width: str, expected: float) -> None:
+    style = LiveStyle(width=width, direction=DIRECTION)
+    one = the_edge(live_edges(known_trace({(4, EDGE): 0.5}, SEQ), 0.01, 0, style))
+    assert one.weight == pytest.approx(expected, rel=1e-5)
+    assert one.color == (NEGATIVE if width == "projection" else BETWEEN)
+
+
+def test_means_over_the_batch() -> None:
+    """The second element's numbers are ten times the first's."""
+    trace = known_trace({(4, EDGE): 1.0}, SEQ)
+    one = the_edge(live_edges(trace, 0.01, "mean", LiveStyle(direction=DIRECTION)))
+    assert "‖current‖ 412, ‖patched‖ 825" in one.label
+    assert "projection 330→-495" in one.label
+
+
+def test_the_strongest_scores_are_kept_in_the_graphs_order() -> None:
+    values = {"A0.0->MLP 0": 0.2, EDGE: -0.9, "A0.3->MLP 1": 0.5, "MLP 0->Resid End": 0.5}
+    kept = score_edges(graph(), scores(values), 0.01, max_edges=2)
+    assert [one.edge.name for one in kept] == [EDGE, "A0.3->MLP 1"]  # of equals the earlier
+    assert hidden_counts(graph(), scores(values), 0.01, kept) == {None: 2}
+    assert hidden_counts(graph(), scores(values), 0.3, kept) == {None: 1}
+
+
+def test_of_equal_masks_the_largest_changes_are_kept() -> None:
+    """A later source writes more here, a later position too."""
+    masks = {"A0.0->MLP 1": 1.0, "MLP 0->MLP 1": 1.0, "A0.1->MLP 1": 0.5}
+    trace = known_trace({(p, name): mask for name, mask in masks.items() for p in range(SEQ)}, SEQ)
+    kept = live_edges(trace, 0.01, 0, max_edges=3)
+    assert {(one.edge.name, one.edge.seq_idx) for one in kept} == {
+        ("MLP 0->MLP 1", 5), ("MLP 0->MLP 1", 4), ("MLP 0->MLP 1", 3)
+    }  # fmt: skip
+    assert hidden_counts(trace.graph, trace.masks, 0.01, kept) == {
+        0: 3, 1: 3, 2: 3, 3: 2, 4: 2, 5: 2
+    }  # fmt: skip
+
+
+def test_an_infinite_width_is_a_hairline() -> None:
+    trace = known_trace({EDGE: 1.0}, patched=(math.inf, 0.0, 0.0, 0.0, 0.0))
+    assert the_edge(live_edges(trace, 0.01, 0, LiveStyle(width="delta"))).weight == 0.0

@@ -10,7 +10,7 @@ import plotly.io as pio
 import pytest
 
 import circuit_trace as ct
-from circuit_trace.visualize.sankey import NODE_COLORS, NODE_NAMES, figure
+from circuit_trace.visualize.sankey import NODE_NAMES, THEMES, figure
 from tests.visualize.pictures import (
     NASTY,
     SEQ,
@@ -57,7 +57,8 @@ def test_the_legend_names_what_is_there() -> None:
     for shown in ("positive score", "negative score", *NODE_NAMES.values()):
         assert shown in legend
     assert "zero" not in legend
-    assert len(set(NODE_COLORS.values())) == len(NODE_COLORS)
+    for theme in THEMES.values():
+        assert len(set(theme.nodes.values())) == len(theme.nodes)
 
 
 def test_every_node_is_named() -> None:
