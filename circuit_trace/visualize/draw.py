@@ -86,7 +86,8 @@ def draw_seq_graph(
         layer_spacing: Put every node at its layer's place, rather than closing up empty layers.
         orientation: "h" from left to right, "v" from top to bottom.
         display_ipython: Show the figure if this runs inside IPython.
-        file_path: Write the figure too; .html, .json, .png, .svg, .pdf, .jpg or .webp by extension.
+        file_path: Write the figure too; .html, .json, .png, .svg, .pdf, .jpg or .webp by
+            extension, or its graph as text, .mmd (Mermaid) or .dot (Graphviz).
         batch_idx: The element of the batch whose activations are shown; "mean" for means of their
             numbers over the batch.
         label: What is written on an edge of a traced pass: "norms" (current → patched, and Δ, the
@@ -138,7 +139,7 @@ def draw_seq_graph(
     if display_ipython:
         show_in_ipython(drawn_figure)
     if path is not None:
-        write(drawn_figure, path)
+        write(drawn_figure, diagram, path)
     return drawn_figure
 
 

@@ -9,9 +9,13 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError
+from circuit_trace.visualize.graph_text import dot, mermaid
+from circuit_trace.visualize.spec import Diagram
 
 IMAGES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
-FORMATS = (".html", ".json", *IMAGES)
+GRAPHS = {".mmd": mermaid, ".dot": dot}
+"""What is written of the diagram as text, for other tools to draw."""
+FORMATS = (".html", ".json", *IMAGES, *GRAPHS)
 
 NO_BROWSER = (
     "Pictures such as {suffix} are drawn by Kaleido, which needs Chrome or Chromium on this machine "
@@ -37,8 +41,8 @@ def check_path(file_path: str | Path) -> Path:
     return path
 
 
-def write(figure: go.Figure, path: Path) -> None:
-    """Write the figure; its folder is made.
+def write(figure: go.Figure, diagram: Diagram, path: Path) -> None:
+    """Write the figure, or its diagram as text; the folder is made.
 
     Raises:
         FigureError: An image was asked for and there is no browser to draw it, or the folder or
@@ -52,6 +56,8 @@ def write(figure: go.Figure, path: Path) -> None:
             figure.write_html(path, include_plotlyjs=True, div_id="circuit-trace")
         elif suffix == ".json":
             figure.write_json(path)
+        elif suffix in GRAPHS:
+            path.write_text(GRAPHS[suffix](diagram), encoding="utf-8")
         else:
             _write_image(figure, path, suffix)
     except OSError as error:

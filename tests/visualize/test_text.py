@@ -70,8 +70,8 @@ def test_long_tokens_are_cut_before_they_are_escaped() -> None:
     ("value", "text"),
     [
         (0.0, "0"), (-0.0, "0"), (1.0, "1"), (2.0 / 3, "0.667"), (-12.345, "-12.3"),
-        (1e-9, "1e-09"), (12345.6, "12346"), (-1500.2, "-1500"), (1e6, "1e+06"), (math.nan, "nan"), (math.inf, "inf"),
-        (-math.inf, "-inf"),
+        (1e-9, "1e-09"), (12345.6, "12346"), (-1500.2, "-1500"), (1e6, "1e+06"),
+        (math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf"),
     ],
 )  # fmt: skip
 def test_numbers_have_three_digits(value: float, text: str) -> None:

@@ -13,7 +13,7 @@ from choreographer.browsers.chromium import Chromium
 
 import circuit_trace as ct
 from circuit_trace.visualize.write import FORMATS, IMAGES, check_path, write
-from tests.visualize.pictures import SEQ, random_scores, scores, wrapped
+from tests.visualize.pictures import SEQ, random_scores, score_diagram, scores, wrapped
 
 pytestmark = pytest.mark.filterwarnings("ignore:The kopts argument is ignored")
 """Plotly passes options that a Kaleido which runs already has no use for."""
@@ -145,7 +145,7 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(go.Figure, "write_image", fail)
     with pytest.raises(RuntimeError, match=r"^something else$"):
-        write(go.Figure(), tmp_path / "a.png")
+        write(go.Figure(), score_diagram(scores({})), tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
