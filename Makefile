@@ -6,7 +6,7 @@ QUIET := --disable-pip-version-check --quiet
 PIP := $(BIN)/python -m pip $(QUIET)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-compat lint format train benchmark clean
+.PHONY: install demo test test-compat lint format train benchmark benchmark-peer gallery clean
 
 install: $(INSTALLED)
 
@@ -63,6 +63,13 @@ train: install
 
 benchmark: install
 	$(BIN)/python tests/benchmarks/engine.py
+
+# Against auto-circuit, in the environment where it runs.
+benchmark-peer: $(TL2)/.installed
+	$(TL2)/bin/python -m tests.benchmarks.peer
+
+gallery: install
+	$(BIN)/python examples/gallery.py
 
 clean:
 	rm -rf $(VENV) $(TL2) $(TL4) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

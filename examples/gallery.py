@@ -1,0 +1,128 @@
+"""Draw every view: of the bundled model's circuit, and of a random model of GPT-2-small's shape.
+
+make gallery                          # into out/gallery
+python examples/gallery.py --only dark --out pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import circuit_trace as ct
+from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
+
+View = tuple[str, Callable[[Path], Any]]
+
+CIRCUIT = {
+    (2, "Resid Start->A0.0.V"): 1.0,
+    (2, "Resid Start->A0.1.V"): 1.0,
+    (2, "MLP 0->A1.0.V"): 1.0,
+    (14, "A0.0->A1.0.Q"): 1.0,
+    (14, "A0.1->MLP 0"): 1.0,
+    (14, "MLP 0->A1.0.Q"): 1.0,
+    (14, "A1.0->MLP 1"): 1.0,
+    (14, "A1.0->Resid End"): 1.0,
+    (14, "MLP 1->Resid End"): 0.5,
+    (14, "A1.3->Resid End"): -0.5,
+}
+
+
+def bundled() -> Iterator[View]:
+    """The circuit of the small trained model, in every way that an edge can be shown."""
+    bare = ct.load_model("bundled")
+    model = ct.wrap(bare, seq_len=15)
+    trace = model.trace(CLEAN, corrupt=CORRUPT, edges=CIRCUIT)
+    # Up to the final norm, the logit difference is what the stream holds along this direction.
+    right, wrong = (int(bare.to_tokens(name)[0, -1]) for name in ANSWERS)
+    direction = bare.W_U[:, right] - bare.W_U[:, wrong]
+    projected = {"label": "projection", "direction": direction}
+    for name, options in {
+        "live": {},
+        "live_vertical": {"orientation": "v"},
+        "live_layers": {"layer_spacing": True},
+        "live_all_positions": {"show_all_seq_pos": True},
+        "live_dark": {"theme": "dark"},
+        "live_cosine": {"label": "cosine", "width": "delta"},
+        "live_values": {"label": "values", "width": "received"},
+        "live_projection": {**projected, "width": "projection"},
+        "live_own_words": {"label": lambda flow: f"heard by {flow.edge.dest.unit}"},
+    }.items():
+        yield name, lambda path, options=options: trace.draw(file_path=path, **options)
+    whole = ct.wrap(bare)
+    scores = attributions(whole)
+    yield "scores", lambda path: ct.draw_seq_graph(whole, scores, 0.3, file_path=path)
+    yield (
+        "scores_dark",
+        lambda path: ct.draw_seq_graph(
+            whole, scores, 0.3, theme="dark", orientation="v", file_path=path
+        ),
+    )
+
+
+def attributions(model: ct.PatchableModel) -> ct.PruneScores:
+    """Edge attribution patching: the gradient of the logit difference at mask 0."""
+    masks = {m.name: torch.zeros(m.shape, requires_grad=True) for m in model.graph.modules}
+    patched = model.source_outputs(CORRUPT)
+    with model.patch(patched, masks=masks):
+        logits = model(model.to_tokens(CLEAN))[0, -1]
+    right, wrong = (int(model.to_tokens(name)[0, -1]) for name in ANSWERS)
+    (logits[right] - logits[wrong]).backward()
+    return {name: mask.grad for name, mask in masks.items() if mask.grad is not None}
+
+
+def large() -> Iterator[View]:
+    """32,491 edges of a random model."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    sizes: dict[str, Any] = {
+        "n_layers": 12,
+        "n_heads": 12,
+        "d_head": 64,
+        "d_model": 768,
+        "d_vocab": 1000,
+        "n_ctx": 64,
+        "act_fn": "gelu_new",
+        "normalization_type": "LN",
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bare = HookedTransformer(HookedTransformerConfig(**sizes, seed=0, device="cpu"))
+    model = ct.wrap(bare)
+    generator = torch.Generator().manual_seed(0)
+    scores = {m.name: torch.randn(m.shape, generator=generator) for m in model.graph.modules}
+    clean, corrupt = torch.randint(0, 1000, (2, 1, 16), generator=generator)
+    edges = [model.edges[number] for number in range(0, model.n_edges, 1300)]
+    trace = model.trace(clean, corrupt=corrupt, edges=edges)
+    yield "large_scores", lambda path: ct.draw_seq_graph(model, scores, 0.01, file_path=path)
+    yield (
+        "large_strongest",
+        lambda path: ct.draw_seq_graph(model, scores, 0.01, max_edges=30, file_path=path),
+    )
+    yield "large_live", lambda path: trace.draw(file_path=path)
+    yield "large_live_layers", lambda path: trace.draw(layer_spacing=True, file_path=path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("out/gallery"))
+    parser.add_argument("--only", default="", help="draw the views whose name has this in it")
+    parser.add_argument("--format", default="png", help="an extension that draw_seq_graph knows")
+    options = parser.parse_args()
+    views = [view for part in (bundled, large) for view in part() if options.only in view[0]]
+    for name, draw in tqdm(views, desc="views"):
+        start = time.perf_counter()
+        draw(options.out / f"{name}.{options.format}")
+        tqdm.write(f"{name:20} {time.perf_counter() - start:5.1f} s")
+    print(f"wrote {len(views)} pictures into {options.out}")
+
+
+if __name__ == "__main__":
+    main()
