@@ -18,9 +18,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from auto_circuit.types import AblationType
-from auto_circuit.utils.ablation_activations import src_ablations
-from auto_circuit.utils.graph_utils import patch_mode, patchable_model
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -42,6 +39,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--edges", type=int, nargs="+", default=[20, 1000])
     options = parser.parse_args()
+
+    # Not above: elsewhere than in its own environment auto-circuit is not there to be imported.
+    from auto_circuit.types import AblationType
+    from auto_circuit.utils.ablation_activations import src_ablations
+    from auto_circuit.utils.graph_utils import patch_mode, patchable_model
 
     model = build_hooked().eval()
     twin = copy.deepcopy(model)  # auto-circuit rewrites the model that it is given
