@@ -83,8 +83,10 @@ class Delta:
         """The stream as each head reads it."""
         at = self._at(stream)
         is_elsewhere = self.terms is not None and self.terms.rows.device != stream.device
-        if self.terms is None or stream.requires_grad or is_elsewhere:
-            return at + self.dense().to(at)  # moved once, if layers are on several devices
+        # Autograd saves what is read, even where only the weights that read it learn. And a change is
+        # moved once, if layers are on several devices.
+        if self.terms is None or torch.is_grad_enabled() or is_elsewhere:
+            return at + self.dense().to(at)
         return self._summed(at, scratch)
 
     def _at(self, tensor: Tensor) -> Tensor:

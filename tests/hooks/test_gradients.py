@@ -262,3 +262,20 @@ def test_with_gradients_the_oracle_agrees_too(
     expected = second.run(CLEAN, second.run(CORRUPT).wrote, [Ask(*ask) for ask in asks])
     assert logits.requires_grad
     assert_close(logits.detach(), expected.logits, rtol=1e-5, atol=3e-5)
+
+
+def test_weights_that_read_a_frozen_stream_learn_as_usual() -> None:
+    """Nothing before the first layer learns, so its input needs no gradient, but its weights do."""
+    edges = [f"Resid Start->A0.{head}.{letter}" for head, letter in enumerate("QKV")]
+    found = []
+    for is_frozen in (False, True):
+        model = CASES["hooked LN"].build().requires_grad_(True)
+        model.embed.requires_grad_(not is_frozen)
+        model.pos_embed.requires_grad_(not is_frozen)
+        wrapper = ct.wrap(model)
+        with wrapper.patch(wrapper.source_outputs(CORRUPT), edges=edges):
+            metric(model(CLEAN)).backward()
+        attention = model.blocks[0].attn
+        found.append([attention.W_Q.grad, attention.W_K.grad, attention.W_V.grad])
+    assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)
+    assert all(bool(grad.any()) for grad in found[1])
