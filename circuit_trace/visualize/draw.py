@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,18 +110,19 @@ def draw_seq_graph(
     path = None if file_path is None else check_path(file_path)
     graph, trace = _source(model, prune_scores)
     style = _style(trace, prune_scores, label, width, direction)
-    _check_max_edges(max_edges)
+    colors = _theme(theme)
+    drawn = _drawn(graph, trace, prune_scores, score_threshold, batch_idx, style, max_edges)
     if prune_scores is None:
         assert trace is not None
-        trace.check_batch_idx(batch_idx)
-        drawn = live_edges(trace, score_threshold, batch_idx, style, max_edges)
         note = _live_note(trace, drawn, score_threshold, style, batch_idx)
         legend = PROJECTION_LEGEND if style.width == "projection" else LIVE_LEGEND
+        weights = trace.masks
     else:
-        drawn = score_edges(graph, prune_scores, score_threshold, max_edges)
         note, legend = _score_note(drawn, score_threshold), SCORE_LEGEND
-    weights = prune_scores if trace is None or prune_scores is not None else trace.masks
-    hidden = hidden_counts(graph, weights or {}, score_threshold, drawn)
+        weights = prune_scores
+    hidden = {}
+    if len(drawn) == max_edges:
+        hidden = hidden_counts(graph, weights, score_threshold, drawn)
     if hidden:
         note += f" Not drawn: {sum(hidden.values()):,} weaker edges (max_edges={max_edges})."
     diagram = build_diagram(
@@ -135,7 +136,7 @@ def draw_seq_graph(
         legend=legend,
         hidden=hidden,
     )
-    drawn_figure = figure(diagram, _theme(theme))
+    drawn_figure = figure(diagram, colors)
     if display_ipython:
         show_in_ipython(drawn_figure)
     if path is not None:
@@ -196,19 +197,13 @@ def net_viz(
     _check_options(score_threshold, orientation)
     bottom, top = _interval(vert_interval)
     _check_size(size)
-    _check_max_edges(max_edges)
     graph, trace = _source(model, prune_scores)
     style = _style(trace, prune_scores, label, width, direction)
     wanted = {number for edge in seq_edges for number in graph.numbers(edge)}
     seq_idx = _position(graph, wanted, seq_idx)
     per_position = graph.n_edges_per_position
     wanted = {number for number in wanted if number // per_position == (seq_idx or 0)}
-    if prune_scores is None:
-        assert trace is not None
-        trace.check_batch_idx(batch_idx)
-        drawn = live_edges(trace, score_threshold, batch_idx, style, max_edges, wanted)
-    else:
-        drawn = score_edges(graph, prune_scores, score_threshold, max_edges, wanted)
+    drawn = _drawn(graph, trace, prune_scores, score_threshold, batch_idx, style, max_edges, wanted)
     panel = lone_panel(
         graph,
         drawn,
@@ -219,6 +214,25 @@ def net_viz(
         orientation=orientation,
     )
     return sankey(panel, orientation, _theme(theme)), panel.n_layers
+
+
+def _drawn(
+    graph: Graph,
+    trace: Trace | None,
+    prune_scores: PruneScores | None,
+    threshold: float,
+    batch_idx: BatchIdx,
+    style: LiveStyle,
+    max_edges: int | None,
+    among: Set[int] | None = None,
+) -> list[DrawnEdge]:
+    """The edges to draw: those of given scores, else those of the traced pass."""
+    _check_max_edges(max_edges)
+    if prune_scores is not None:
+        return score_edges(graph, prune_scores, threshold, max_edges, among)
+    assert trace is not None
+    trace.check_batch_idx(batch_idx)
+    return live_edges(trace, threshold, batch_idx, style, max_edges, among)
 
 
 def _position(graph: Graph, numbers: set[int], seq_idx: Any) -> int | None:
@@ -366,7 +380,7 @@ def _style(
     direction: Any,
 ) -> LiveStyle:
     """Check what a user asks for on the edges of a traced pass."""
-    if prune_scores is not None and (label, width, direction) != (None, None, None):
+    if prune_scores is not None and any(one is not None for one in (label, width, direction)):
         raise FigureError(
             "label, width and direction are for the activations of a traced pass; with prune_scores "
             "the scores alone are drawn. Leave either out."

@@ -87,12 +87,10 @@ def numbers_above(
     return joined[order].tolist(), torch.cat(weights)[order].tolist()
 
 
-def strongest(
-    numbers: list[int], strengths: Sequence[float] | torch.Tensor, most: int | None
-) -> list[int]:
+def strongest(strengths: Sequence[float] | torch.Tensor, most: int | None) -> list[int]:
     """The places of the strongest edges in a list, in its order; of equals the earlier ones."""
-    if most is None or len(numbers) <= most:
-        return list(range(len(numbers)))
+    if most is None or len(strengths) <= most:
+        return list(range(len(strengths)))
     order = torch.as_tensor(strengths).abs().nan_to_num().sort(descending=True, stable=True).indices
     return sorted(order[:most].tolist())
 
@@ -131,7 +129,7 @@ def score_edges(
     checked = check_scores(graph, scores, "The prune scores")
     numbers, weights = _of(among, *numbers_above(graph, checked, threshold))
     drawn = []
-    for place in strongest(numbers, weights, max_edges):
+    for place in strongest(weights, max_edges):
         edge, weight = graph.edge_at(numbers[place]), weights[place]
         label = BREAK.join([escape_name(edge.name), f"score {mask_text(weight)}"])
         drawn.append(
@@ -159,7 +157,7 @@ def live_edges(
         change = numbers.delta_norm if trace.patched else numbers.current_norm
         change = change.double().nan_to_num()
         order = widths + 1e-9 * widths.max() * change / change.max().clamp_min(1e-30)
-        edges = [edges[place] for place in strongest(found, order, max_edges)]
+        edges = [edges[place] for place in strongest(order, max_edges)]
     return label_live(trace, edges, batch_idx, style)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from circuit_trace.visualize.sankey import THEMES
 from circuit_trace.visualize.spec import Diagram, Link, Panel
@@ -24,6 +24,7 @@ def mermaid(diagram: Diagram) -> str:
     """The diagram as a Mermaid flowchart, a subgraph per position."""
     lines = ["flowchart " + ("LR" if diagram.orientation == "h" else "TD")]
     styles: list[str] = []
+    pen = _pen(diagram)
     for panel, number, indent in _panels(diagram):
         if panel.title:
             lines.append(f'  subgraph p{number}["{_quoted(panel.title)}"]')
@@ -33,8 +34,8 @@ def mermaid(diagram: Diagram) -> str:
         for link in panel.links:
             said = f'|"{_quoted(link.short)}"|' if link.short else ""
             lines.append(f"{indent}p{number}n{link.source} -->{said} p{number}n{link.target}")
-            width = _pen(diagram, link)
-            styles.append(f"  linkStyle {len(styles)} stroke:{link.color},stroke-width:{width:g}px")
+            style = f"stroke:{link.color},stroke-width:{pen(link):g}px"
+            styles.append(f"  linkStyle {len(styles)} {style}")
         if panel.title:
             lines.append("  end")
     used = {node.kind for panel in diagram.panels for node in panel.nodes}
@@ -48,6 +49,7 @@ def mermaid(diagram: Diagram) -> str:
 
 def dot(diagram: Diagram) -> str:
     """The diagram as a DOT digraph, a cluster per position."""
+    pen = _pen(diagram)
     lines = [
         "digraph circuit {",
         f"  rankdir={'LR' if diagram.orientation == 'h' else 'TB'};",
@@ -69,7 +71,7 @@ def dot(diagram: Diagram) -> str:
         for link in panel.links:
             lines.append(
                 f"{indent}p{number}n{link.source} -> p{number}n{link.target} "
-                f'[label="{_dot_text(link.short)}", penwidth={_pen(diagram, link):g}, '
+                f'[label="{_dot_text(link.short)}", penwidth={pen(link):g}, '
                 f'color="{link.color}"];'
             )
         if panel.title:
@@ -83,9 +85,11 @@ def _panels(diagram: Diagram) -> Iterator[tuple[Panel, int, str]]:
         yield panel, number, "    " if panel.title else "  "
 
 
-def _pen(diagram: Diagram, link: Link) -> float:
-    widest = max(one.value for panel in diagram.panels for one in panel.links)
-    return round(max(THICKEST * link.value / widest, 0.5), 2)
+def _pen(diagram: Diagram) -> Callable[[Link], float]:
+    """How thick the pen of each link is."""
+    values = [link.value for panel in diagram.panels for link in panel.links]
+    widest = max(values, default=1.0)
+    return lambda link: round(max(THICKEST * link.value / widest, 0.5), 2)
 
 
 def _plain(text: str) -> str:

@@ -160,7 +160,7 @@ def build_diagram(
 
     The heights of the panels' domains are in proportion to the edge weight they hold.
     """
-    written = set(strongest([*range(len(drawn))], [o.weight for o in drawn], MOST_SHORT_LABELS))
+    written = set(strongest([one.weight for one in drawn], MOST_SHORT_LABELS))
     drawn = [one if place in written else replace(one, short="") for place, one in enumerate(drawn)]
     hidden = hidden or {}
     by_position: dict[int | None, list[DrawnEdge]] = {}

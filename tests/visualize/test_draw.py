@@ -731,3 +731,5 @@ def test_styles_of_what_is_not_there() -> None:
         known_trace({}, patched=None).draw(label="cosine")
     with pytest.raises(ct.FigureError, match="with prune_scores the scores alone are drawn"):
         draw_seq_graph(wrapped(), scores({EDGE: 1.0}), width="delta")
+    with pytest.raises(ct.FigureError, match="with prune_scores the scores alone are drawn"):
+        draw_seq_graph(wrapped(), scores({EDGE: 1.0}), direction=torch.ones(5).numpy())
