@@ -24,6 +24,7 @@ from circuit_trace.anatomy import DestSite as DestSite
 from circuit_trace.anatomy import Point as Point
 from circuit_trace.anatomy import Reader as Reader
 from circuit_trace.anatomy import SourceSite as SourceSite
+from circuit_trace.anatomy import Unembed as Unembed
 from circuit_trace.errors import AnatomyError as AnatomyError
 from circuit_trace.errors import CircuitTraceError as CircuitTraceError
 from circuit_trace.errors import EdgeError as EdgeError

@@ -481,6 +481,7 @@ class PatchableModel:
             reads=tuple(record.reads),
             biases=tuple(record.biases),
             to_strings=self.anatomy.to_strings,
+            unembed=self.anatomy.unembed,
         )
 
     def _check_alone(self) -> None:

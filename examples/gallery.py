@@ -40,10 +40,6 @@ def bundled() -> Iterator[View]:
     bare = ct.load_model("bundled")
     model = ct.wrap(bare, seq_len=15)
     trace = model.trace(CLEAN, corrupt=CORRUPT, edges=CIRCUIT)
-    # Up to the final norm, the logit difference is what the stream holds along this direction.
-    right, wrong = (int(bare.to_tokens(name)[0, -1]) for name in ANSWERS)
-    direction = bare.W_U[:, right] - bare.W_U[:, wrong]
-    projected = {"label": "projection", "direction": direction}
     for name, options in {
         "live": {},
         "live_vertical": {"orientation": "v"},
@@ -52,7 +48,8 @@ def bundled() -> Iterator[View]:
         "live_dark": {"theme": "dark"},
         "live_cosine": {"label": "cosine", "width": "delta"},
         "live_values": {"label": "values", "width": "received"},
-        "live_projection": {**projected, "width": "projection"},
+        "live_projection": {"label": "projection", "width": "projection", "direction": ANSWERS},
+        "live_tokens": {"label": "tokens", "width": "delta"},
         "live_own_words": {"label": lambda flow: f"heard by {flow.edge.dest.unit}"},
     }.items():
         yield name, lambda path, options=options: trace.draw(file_path=path, **options)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, rms_norm
 
-from circuit_trace.anatomy import Anatomy, DestSite, Point, PostNorm, Reader, SourceSite
+from circuit_trace.anatomy import Anatomy, DestSite, Point, PostNorm, Reader, SourceSite, Unembed
 from circuit_trace.errors import AnatomyError, InputError
 
 EXAMPLE_TOKENS = 5
@@ -127,9 +127,21 @@ class _Builder:
             finish_logits=partial(_finish_logits, cfg),
             to_tokens=partial(_to_tokens, self.model),
             to_strings=_strings_of(getattr(self.model, "tokenizer", None)),
+            unembed=self._unembed(),
             cfg=cfg,
             # HookedTransformer's unembedding copies W_U in each pass; nothing verified needs it.
             example_options={"return_type": None} if self.norm is _hooked_norm else {},
+        )
+
+    def _unembed(self) -> Unembed:
+        """The final norm and the unembedding; holds these modules, not the model."""
+        unembed, final = self.model.unembed, getattr(self.model, "ln_final", None)
+        return Unembed(
+            norm=partial(self.norm, final) if final is not None else lambda stream: stream,
+            weight=lambda: unembed.W_U,
+            bias=lambda: getattr(unembed, "b_U", None),
+            finish=partial(_finish_logits, self.model.cfg),
+            to_ids=_ids_of(getattr(self.model, "tokenizer", None)),
         )
 
     def _hook(self, hooks: dict[str, nn.Module], name: str) -> Point:
@@ -312,6 +324,14 @@ def _to_tokens(model: Any, text: str | list[str]) -> Tensor:
             "Got text, but the wrapped model has no tokenizer: pass token ids [batch, seq]."
         )
     return model.to_tokens(text)
+
+
+def _ids_of(tokenizer: Any) -> Callable[[str], list[int]] | None:
+    return None if tokenizer is None else partial(_encode, tokenizer)
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _strings_of(tokenizer: Any) -> Callable[[Tensor], list[str]] | None:

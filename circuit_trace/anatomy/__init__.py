@@ -8,3 +8,4 @@ from circuit_trace.anatomy.sites import Point as Point
 from circuit_trace.anatomy.sites import PostNorm as PostNorm
 from circuit_trace.anatomy.sites import Reader as Reader
 from circuit_trace.anatomy.sites import SourceSite as SourceSite
+from circuit_trace.anatomy.sites import Unembed as Unembed

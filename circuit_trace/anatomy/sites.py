@@ -104,6 +104,22 @@ class DestSite:
 
 
 @dataclass(frozen=True, eq=False)
+class Unembed:
+    """How the end of the stream becomes logits: `finish(norm(stream) @ weight() + bias())`.
+
+    `norm` is the final norm, computed without firing a hook; for its scale in one pass it must be
+    linear, as LayerNorm and RMSNorm are. `to_ids` turns text into token ids without adding any; it
+    is None where the model has no tokenizer.
+    """
+
+    norm: Callable[[Tensor], Tensor]
+    weight: Callable[[], Float[Tensor, "d_model d_vocab"]]
+    bias: Callable[[], Float[Tensor, " d_vocab"] | None] = nothing
+    finish: Callable[[Tensor], Tensor] = lambda logits: logits
+    to_ids: Callable[[str], list[int]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Anatomy:
     """A model seen as sources that write to one stream and destinations that read it.
 
@@ -111,7 +127,8 @@ class Anatomy:
     token ids come in (None for a model without tokens), `logits` where the output passes and
     `finish_logits` what the model still does to it. `example` makes the tiny input that the
     anatomy is verified with. `to_tokens` and `to_strings` turn text into tokens and a row of
-    tokens into its strings; they are None where the model has no tokenizer.
+    tokens into its strings; they are None where the model has no tokenizer. With `unembed` what a
+    source writes can be read as logits; without, a trace says that it cannot.
     """
 
     sources: tuple[SourceSite, ...]
@@ -122,6 +139,7 @@ class Anatomy:
     finish_logits: Callable[[Tensor], Tensor] = lambda logits: logits
     to_tokens: Callable[[str | list[str]], Int[Tensor, "batch seq"]] | None = None
     to_strings: Callable[[Int[Tensor, " seq"]], list[str]] | None = None
+    unembed: Unembed | None = None
     cfg: Any = None
     example_options: Mapping[str, Any] = field(default_factory=dict)
     """What the example is run with, for instance to leave out a costly unembedding."""

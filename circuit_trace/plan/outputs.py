@@ -187,6 +187,27 @@ class SourceOutputs(Mapping[str, Tensor]):
             out[places] = values[:, 0].to(out)
         return out
 
+    def weighted_sum(
+        self, weights: Float[Tensor, "pos source"], batch_idx: int
+    ) -> Float[Tensor, "seq d_model"]:
+        """The sum of all sources for one element of the batch, each times its weight at a position
+        (or at all, where `weights` has one row). What has the weight 0 is left out, be it infinite.
+        """
+        total = torch.zeros(self.seq, self.sites[0].d_model, device=self._device)
+        start = 0
+        for site in self.sites:
+            n_nodes = site.code.shape[2]
+            own = weights[:, start : start + n_nodes, None].to(site.code.device)
+            start += n_nodes
+            code = site.code[batch_idx if site.code.shape[0] > 1 else 0].float()
+            code = torch.where(own == 0, torch.zeros(()).to(code), code * own)
+            weight = site.live_weight
+            part = (
+                code.sum(1) if weight is None else torch.einsum("pnw,nwd->pd", code, weight.float())
+            )
+            total = total + (part if site.gain is None else part * site.gain.float()).to(total)
+        return total
+
     @property
     def _device(self) -> torch.device:
         """Where vectors are given: the embedding's device, if layers are on several."""

@@ -1,5 +1,9 @@
 """hooks → trace: the frozen record of one pass, which outlives it."""
 
+from circuit_trace.trace.lens import Direction as Direction
+from circuit_trace.trace.lens import Lens as Lens
+from circuit_trace.trace.lens import Tokens as Tokens
+from circuit_trace.trace.lens import top_tokens as top_tokens
 from circuit_trace.trace.table import BatchIdx as BatchIdx
 from circuit_trace.trace.table import EdgeNumbers as EdgeNumbers
 from circuit_trace.trace.table import edge_numbers as edge_numbers

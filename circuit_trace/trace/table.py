@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuit_trace.graph import Edge
 from circuit_trace.plan import SourceOutputs
+from circuit_trace.trace.lens import Direction, Tokens, top_tokens
 
 if TYPE_CHECKING:
     from circuit_trace.trace.trace import Trace
@@ -23,8 +24,8 @@ BatchIdx = int | Literal["mean"]
 
 @dataclass(frozen=True, eq=False)
 class EdgeNumbers:
-    """Numbers of some edges, in their order; `patched_norm` and what follows are NaN, and
-    `patched_values` None, where nothing was patched in.
+    """Numbers of some edges, in their order; `patched_norm`, `delta_norm` and `cosine` are NaN, and
+    other patched numbers None, where nothing was patched in.
 
     With a position the vectors are those at it. Without, norms and cosine run over all positions
     and `values` are the last position's.
@@ -38,6 +39,7 @@ class EdgeNumbers:
     received_norm: Float[Tensor, " edge"]
     current_values: Float[Tensor, "edge value"]
     patched_values: Float[Tensor, "edge value"] | None
+    received_values: Float[Tensor, "edge value"]
     current_projection: Float[Tensor, " edge"] | None = None
     patched_projection: Float[Tensor, " edge"] | None = None
 
@@ -47,16 +49,17 @@ def edge_numbers(
     edges: Sequence[Edge],
     batch_idx: BatchIdx,
     n_values: int = 0,
-    direction: Float[Tensor, " d_model"] | None = None,
+    direction: Any = None,
 ) -> EdgeNumbers:
     """Compute the numbers of some edges for one element of the batch or as means over all, on the
-    CPU; projections are dot products with `direction`.
+    CPU; projections are dot products with `direction` (see `Direction.read`).
 
     Each source is projected once, however many edges leave it.
     """
+    along = None if direction is None else Direction.read(trace, direction)
     if batch_idx != "mean":
-        return _numbers_of(trace, edges, batch_idx, n_values, direction)
-    every = [_numbers_of(trace, edges, b, n_values, direction) for b in range(trace.batch)]
+        return _numbers_of(trace, edges, batch_idx, n_values, along)
+    every = [_numbers_of(trace, edges, b, n_values, along) for b in range(trace.batch)]
     means = {}
     for field in fields(EdgeNumbers):
         found = [getattr(one, field.name) for one in every]
@@ -69,7 +72,7 @@ def _numbers_of(
     edges: Sequence[Edge],
     batch_idx: int,
     n_values: int,
-    direction: Tensor | None,
+    direction: Direction | None,
 ) -> EdgeNumbers:
     graph = trace.graph
     numbers = [graph.number(edge) for edge in edges]
@@ -79,8 +82,9 @@ def _numbers_of(
     parts = {id(plan): plan for plan in plans if plan is not None and plan.patched is not None}
     patched_norm, delta_norm, cosine = torch.full((3, len(edges)), float("nan")).unbind()
     values = current.values.clone() if parts else None
-    received = current.norm.clone()
-    along = None if direction is None else current.along(direction)
+    received, carried = current.norm.clone(), current.values.clone()
+    vector = None if direction is None else direction.at(trace, batch_idx)
+    along = None if vector is None else current.along(vector)
     patched_along = None if along is None or not parts else along.clone()
     for plan in parts.values():
         assert plan.patched is not None
@@ -96,8 +100,9 @@ def _numbers_of(
         assert values is not None
         values[at] = patched.values
         received[at] = _mixed_norm(mask[at], norm, patched.norm, dot)
-        if direction is not None and patched_along is not None:
-            patched_along[at] = patched.along(direction)
+        carried[at] = _mixed(mask[at, None], current.values[at], patched.values)
+        if vector is not None and patched_along is not None:
+            patched_along[at] = patched.along(vector)
     return EdgeNumbers(
         mask,
         current.norm,
@@ -107,6 +112,7 @@ def _numbers_of(
         received,
         current.values,
         values,
+        carried,
         along,
         patched_along,
     )
@@ -116,10 +122,17 @@ def _mixed_norm(mask: Tensor, current: Tensor, patched: Tensor, dot: Tensor) -> 
     """‖(1 − mask) · current + mask · patched‖ from both norms and the dot product."""
     rest = 1 - mask
     square = (rest * current) ** 2 + (mask * patched) ** 2 + 2 * mask * rest * dot
-    # What an edge does not carry must not show, be it infinite.
-    return torch.where(
-        mask == 0, current, torch.where(mask == 1, patched, square.clamp_min(0).sqrt())
-    )
+    return _carried(mask, current, patched, square.clamp_min(0).sqrt())
+
+
+def _mixed(mask: Tensor, current: Tensor, patched: Tensor) -> Tensor:
+    """(1 − mask) · current + mask · patched."""
+    return _carried(mask, current, patched, (1 - mask) * current + mask * patched)
+
+
+def _carried(mask: Tensor, current: Tensor, patched: Tensor, mixed: Tensor) -> Tensor:
+    """What an edge carries: what it does not carry must not show, be it infinite."""
+    return torch.where(mask == 0, current, torch.where(mask == 1, patched, mixed))
 
 
 class _Vectors:
@@ -143,9 +156,10 @@ class _Vectors:
         self.norm = self._pick(vectors.norm(dim=-1), lambda rows: rows.norm(dim=-1))
         self.values = vectors[self.source, self.position, :n_values]
 
-    def along(self, direction: Tensor) -> Tensor:
-        """The dot product with a direction, edge by edge; the last position's where there is none."""
-        return (self.vectors @ direction.detach().float().cpu())[self.source, self.position]
+    def along(self, vector: Float[Tensor, "*seq d_model"]) -> Tensor:
+        """The dot product with a vector, edge by edge; the last position's where there is none."""
+        shares = torch.einsum("nsd,sd->ns", self.vectors, vector.expand(self.vectors.shape[1:]))
+        return shares[self.source, self.position]
 
     def dot(self, other: _Vectors, at: Tensor) -> Tensor:
         """The products of these vectors at some edges with another's, edge by edge."""
@@ -180,24 +194,41 @@ def _masks(trace: Trace, numbers: Sequence[int]) -> Tensor:
     return torch.cat(per_position, dim=1).reshape(-1)[torch.tensor(numbers, dtype=torch.long)]
 
 
-def edge_table(trace: Trace, edges: Sequence[Edge], batch_idx: BatchIdx) -> pd.DataFrame:
+def edge_table(
+    trace: Trace,
+    edges: Sequence[Edge],
+    batch_idx: BatchIdx,
+    direction: Any = None,
+    n_tokens: int = 0,
+) -> pd.DataFrame:
     """The rows of `Trace.table`."""
     listed = list(edges)
-    numbers = edge_numbers(trace, listed, batch_idx)
+    numbers = edge_numbers(trace, listed, batch_idx, direction=direction)
     strings = None if batch_idx == "mean" else trace.token_strings(batch_idx)
     positions = [edge.seq_idx for edge in listed]
-    return pd.DataFrame(
-        {
-            "edge": [edge.name for edge in listed],
-            "src": [edge.src.name for edge in listed],
-            "dest": [edge.dest.name for edge in listed],
-            "seq_idx": pd.array(positions, dtype="Int64"),
-            "token": [None if strings is None or p is None else strings[p] for p in positions],
-            "mask": numbers.mask.numpy(),
-            "current_norm": numbers.current_norm.numpy(),
-            "patched_norm": numbers.patched_norm.numpy(),
-            "delta_norm": numbers.delta_norm.numpy(),
-            "cosine": numbers.cosine.numpy(),
-            "received_norm": numbers.received_norm.numpy(),
-        }
-    )
+    columns: dict[str, Any] = {
+        "edge": [edge.name for edge in listed],
+        "src": [edge.src.name for edge in listed],
+        "dest": [edge.dest.name for edge in listed],
+        "seq_idx": pd.array(positions, dtype="Int64"),
+        "token": [None if strings is None or p is None else strings[p] for p in positions],
+        "mask": numbers.mask.numpy(),
+        "current_norm": numbers.current_norm.numpy(),
+        "patched_norm": numbers.patched_norm.numpy(),
+        "delta_norm": numbers.delta_norm.numpy(),
+        "cosine": numbers.cosine.numpy(),
+        "received_norm": numbers.received_norm.numpy(),
+    }
+    if numbers.current_projection is not None:
+        columns["current_projection"] = numbers.current_projection.numpy()
+        if numbers.patched_projection is not None:
+            columns["patched_projection"] = numbers.patched_projection.numpy()
+    if n_tokens:
+        tokens = top_tokens(trace, listed, batch_idx, n_tokens)
+        columns["promotes"] = [_names(raised) for raised, _ in tokens]
+        columns["suppresses"] = [_names(lowered) for _, lowered in tokens]
+    return pd.DataFrame(columns)
+
+
+def _names(tokens: Tokens) -> tuple[str, ...]:
+    return tuple(name for name, _ in tokens)

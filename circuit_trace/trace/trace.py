@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuit_trace.anatomy import Unembed
 from circuit_trace.errors import EdgeError, InputError
 from circuit_trace.graph import DestNode, Edge, Edges, Graph
 from circuit_trace.hooks import Read
@@ -48,6 +49,7 @@ class Trace:
     reads: tuple[Read, ...] = ()
     biases: tuple[Tensor | None, ...] = ()
     to_strings: Callable[[Tensor], list[str]] | None = field(default=None)
+    unembed: Unembed | None = None
 
     @property
     def batch(self) -> int:
@@ -120,19 +122,39 @@ class Trace:
             )
         return DestFlow(self, self.graph.dest_by_name[name])
 
-    def table(self, *, batch_idx: BatchIdx = 0) -> pd.DataFrame:
+    def table(
+        self, *, batch_idx: BatchIdx = 0, direction: Any = None, n_tokens: int = 0
+    ) -> pd.DataFrame:
         """One row per patched or named edge (every edge where there is none), in the graph's order.
+
+        >>> import circuit_trace as ct
+        >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+        >>> model = ct.wrap(ct.load_model("bundled"))
+        >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
+        >>> trace.table(n_tokens=1)[["edge", "promotes", "suppresses"]].values.tolist()
+        [['A1.0->Resid End', ('John',), ('to',)]]
 
         Columns: edge, src, dest, seq_idx, token, mask, current_norm, patched_norm, delta_norm,
         cosine, received_norm. Norms are L2 norms of the vector at the edge's position, or over all
         positions where the model was wrapped without `seq_len`; cosine is between current and
         patched. With `batch_idx="mean"` every number is a mean over the batch.
 
+        Args:
+            batch_idx: An element of the batch, or "mean".
+            direction: Adds current_projection and patched_projection: dot products with a vector of
+                `d_model` numbers, or, for a pair of tokens, what the output adds to the first
+                token's logit less the second's through the final norm of this pass and `W_U`. At
+                the edge's position, or the last.
+            n_tokens: Adds promotes and suppresses: this many tokens whose logits the source's Δ
+                raises and lowers most.
+
         Raises:
-            InputError: There is no such batch element.
+            InputError: There is no such batch element or direction, or the model's outputs cannot
+                be read as tokens.
         """
         self.check_batch_idx(batch_idx)
-        return edge_table(self, self.edges or self.graph.edges, batch_idx)
+        edges = self.edges or self.graph.edges
+        return edge_table(self, edges, batch_idx, direction, n_tokens)
 
     def reconstruction_error(self) -> float:
         """How well the record adds up: the largest relative difference at any destination between

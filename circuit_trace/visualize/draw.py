@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import plotly.graph_objects as go
 import torch
 
-from circuit_trace.errors import FigureError, NoTraceError
+from circuit_trace.errors import FigureError, InputError, NoTraceError
 from circuit_trace.graph import Edge, Graph, whole_number
 from circuit_trace.plan import PruneScores
-from circuit_trace.trace import BatchIdx, Trace
+from circuit_trace.trace import BatchIdx, Direction, Lens, Trace
 from circuit_trace.visualize.edges import (
     LIVE_LEGEND,
     PLAIN,
@@ -29,7 +29,7 @@ from circuit_trace.visualize.edges import (
 )
 from circuit_trace.visualize.sankey import THEMES, Theme, figure, sankey
 from circuit_trace.visualize.spec import MOST_SHORT_LABELS, Orientation, build_diagram, lone_panel
-from circuit_trace.visualize.text import mask_text
+from circuit_trace.visualize.text import escape, mask_text
 from circuit_trace.visualize.write import check_path, show_in_ipython, write
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def draw_seq_graph(
     batch_idx: BatchIdx = 0,
     label: Label | None = None,
     width: Width | None = None,
-    direction: torch.Tensor | Sequence[float] | None = None,
+    direction: torch.Tensor | Sequence[float] | Sequence[str] | None = None,
     max_edges: int | None = MAX_EDGES,
     theme: ThemeName = "light",
 ) -> go.Figure:
@@ -92,11 +92,15 @@ def draw_seq_graph(
             numbers over the batch.
         label: What is written on an edge of a traced pass: "norms" (current → patched, and Δ, the
             norm of their difference), "cosine" (of current and patched), "projection" (on
-            `direction`), "values" (the first ones), or a function of its `EdgeFlow`.
+            `direction`), "tokens" (whose logits the source's Δ raises and lowers most, through the
+            final norm of that pass and `W_U`), "values" (the first ones), or a function of its
+            `EdgeFlow`.
         width: What the width of an edge of a traced pass stands for: "mask", "delta" (‖Δ‖),
             "received" (‖received‖), or "projection": what patching the edge adds along
             `direction`, blue where positive and red where negative.
-        direction: A vector of `d_model` numbers that outputs are projected on (a dot product).
+        direction: What outputs are projected on: a vector of `d_model` numbers (a dot product), or
+            two tokens, `(" Mary", " John")` or their ids, for what an output adds to the first's
+            logit less the second's, through the final norm of that pass and `W_U`.
         max_edges: At most so many edges are drawn, the widest, and of equally wide ones those that
             change most; the others are counted beside the diagrams. None draws all.
         theme: "light" or "dark".
@@ -158,7 +162,7 @@ def net_viz(
     size: tuple[float, float] = PANEL_SIZE,
     label: Label | None = None,
     width: Width | None = None,
-    direction: torch.Tensor | Sequence[float] | None = None,
+    direction: torch.Tensor | Sequence[float] | Sequence[str] | None = None,
     max_edges: int | None = MAX_EDGES,
     theme: ThemeName = "light",
 ) -> tuple[go.Sankey, int]:
@@ -326,14 +330,15 @@ def _titles(
 WHAT_LABELS_SAY: dict[Any, str] = {
     "norms": "‖current‖→‖patched‖ Δ‖patched − current‖{mask} of what its source wrote",
     "cosine": "the cosine of current and patched{mask}",
-    "projection": "current→patched along the direction{mask}",
+    "projection": "current→patched along {direction}{mask}",
+    "tokens": "the tokens whose logits {what} raises and lowers most{mask}",
     "values": "the first values of what it carried{mask}",
 }
 WHAT_WIDTHS_SAY: dict[Any, str] = {
     "mask": "|mask|",
     "delta": "‖patched − current‖",
     "received": "‖received‖",
-    "projection": "|what patching adds along the direction|",
+    "projection": "|what patching adds along {direction}|",
 }
 
 
@@ -347,6 +352,7 @@ def _live_note(
     if not drawn:
         why = "" if trace.edges else " Nothing was patched in this pass."
         return f"No edge has |mask| ≥ {mask_text(threshold)}.{why}"
+    direction = escape(style.direction.name) if style.direction is not None else ""
     what = ""
     if isinstance(style.label, str):
         what = WHAT_LABELS_SAY[style.label]
@@ -354,10 +360,15 @@ def _live_note(
             what = "‖current‖ of what its source wrote"
         masks = trace.masks.values()
         is_mixed = any(bool(((mask != 0) & (mask != 1)).any()) for mask in masks)
-        what = f" On {_which(drawn)}: {what.format(mask=' (mask)' if is_mixed else '')}."
-    width = WHAT_WIDTHS_SAY[style.width]
+        what = what.format(
+            mask=" (mask)" if is_mixed else "",
+            direction=direction,
+            what="patched − current" if trace.patched else "what its source wrote",
+        )
+        what = f" On {_which(drawn)}: {what}."
+    width = WHAT_WIDTHS_SAY[style.width].format(direction=direction)
     if style.width == "projection" and not trace.patched:
-        width = "|current along the direction|"
+        width = f"|current along {direction}|"
     mean = f" Means over the batch of {trace.batch}." if batch_idx == "mean" else ""
     return f"Width: {width}.{what}{mean}"
 
@@ -402,28 +413,22 @@ def _style(
         if own == "projection"
     ]
     if needs and direction is None:
-        raise FigureError(f"{needs[0]} needs direction=, a vector of d_model numbers.")
+        raise FigureError(
+            f"{needs[0]} needs direction=: two tokens such as (' Mary', ' John'), or a vector of "
+            "d_model numbers."
+        )
     if trace.patched is None and (label == "cosine" or width == "delta"):
         raise FigureError(
             "Nothing was patched in this pass, so there is no change to show: label="
             f"{label!r}, width={width!r}. Trace it with corrupt= or patched=."
         )
-    return replace(style, direction=_vector(direction, trace.current.sites[0].d_model))
-
-
-def _vector(direction: Any, d_model: int) -> torch.Tensor | None:
-    if direction is None:
-        return None
     try:
-        vector = torch.as_tensor(direction, dtype=torch.float32).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise FigureError(f"direction must be a vector of numbers; got {direction!r}.") from error
-    if vector.shape != (d_model,) or not bool(vector.isfinite().all()):
-        raise FigureError(
-            f"direction must be a vector of {d_model} finite numbers (d_model); got the shape "
-            f"{tuple(vector.shape)}."
-        )
-    return vector
+        found = None if direction is None else Direction.read(trace, direction)
+        if label == "tokens":
+            Lens.of(trace, 0)  # refuse before anything is drawn
+    except InputError as error:
+        raise FigureError(str(error)) from error
+    return replace(style, direction=found)
 
 
 def _theme(name: Any) -> Theme:

@@ -10,11 +10,30 @@ import torch
 
 from circuit_trace.graph import Edge, Graph
 from circuit_trace.plan import PruneScores, check_scores
-from circuit_trace.trace import BatchIdx, EdgeFlow, EdgeNumbers, Trace, edge_numbers
-from circuit_trace.visualize.text import BREAK, escape, escape_name, mask_text, number, vector_text
+from circuit_trace.trace import (
+    BatchIdx,
+    Direction,
+    EdgeFlow,
+    EdgeNumbers,
+    Tokens,
+    Trace,
+    edge_numbers,
+    top_tokens,
+)
+from circuit_trace.visualize.text import (
+    BREAK,
+    escape,
+    escape_name,
+    mask_text,
+    number,
+    token_label,
+    vector_text,
+)
 
 N_VALUES = 4
 """How many values of a vector a label shows."""
+N_TOKENS = 5
+"""How many tokens that an output promotes, and suppresses, are listed on hover."""
 
 PATCHED = "#D55E00"  # vermilion, from the colour-blind safe palette of Okabe & Ito
 BETWEEN = "#E69F00"  # orange, from the same
@@ -47,7 +66,7 @@ class DrawnEdge:
     color: str
 
 
-Label = Literal["norms", "cosine", "projection", "values"] | Callable[[EdgeFlow], str]
+Label = Literal["norms", "cosine", "projection", "tokens", "values"] | Callable[[EdgeFlow], str]
 """What the label of an edge of a traced pass says."""
 Width = Literal["mask", "delta", "received", "projection"]
 """What the width of an edge of a traced pass stands for."""
@@ -55,12 +74,12 @@ Width = Literal["mask", "delta", "received", "projection"]
 
 @dataclass(frozen=True, eq=False)
 class LiveStyle:
-    """What the edges of a traced pass say and how wide they are; `direction` is what outputs are
-    projected on (a dot product)."""
+    """What the edges of a traced pass say and how wide they are, and what outputs are projected
+    on."""
 
     label: Label = "norms"
     width: Width = "mask"
-    direction: torch.Tensor | None = None
+    direction: Direction | None = None
 
 
 PLAIN = LiveStyle()
@@ -168,42 +187,54 @@ def label_live(
     if not edges:
         return []
     numbers = edge_numbers(trace, edges, batch_idx, N_VALUES, style.direction)
-    current, patched = numbers.current_values, numbers.patched_values
-    mask = numbers.mask[:, None]
-    received = current
-    if patched is not None:  # what an edge does not carry must not show, be it infinite
-        mixed = (1 - mask) * current + mask * patched
-        received = torch.where(mask == 0, current, torch.where(mask == 1, patched, mixed))
+    values = numbers.received_values.tolist()
     total = trace.current.sites[0].d_model
-    widths = torch.nan_to_num(_widths(numbers, style), nan=0.0, posinf=0.0, neginf=0.0)
+    widths = torch.nan_to_num(_widths(numbers, style), nan=0.0, posinf=0.0, neginf=0.0).tolist()
     columns = _columns(numbers)
+    tokens = top_tokens(trace, edges, batch_idx, N_TOKENS) if style.label == "tokens" else None
     drawn = []
     for row, edge in enumerate(edges):
         numbers_of = {name: column[row] for name, column in columns.items()}
         weight = numbers_of["mask"]
         what = "patched" if weight == 1 else "current" if weight == 0 else "received"
-        values = vector_text(received[row].tolist(), total)
+        first = vector_text(values[row], total)
         where = "" if edge.seq_idx is not None else " (last position; norms over all)"
+        lines = [escape_name(edge.name), f"{what} {first}{where}", _norms_line(numbers_of)]
+        if style.direction is not None:
+            name = escape(style.direction.name)
+            lines.append(f"projection {_change(numbers_of, 'projection')} on {name}")
         if callable(style.label):
             own = escape(str(style.label(trace.edge(edge.name, edge.seq_idx))))
+            lines.append(own)
+        elif tokens is not None:
+            own = _short_tokens(*tokens[row])
+            lines += _token_lines(*tokens[row])
         elif style.label == "values":
-            own = values
+            own = first
         else:
             own = _SHORT[style.label](numbers_of)
         if weight not in (0, 1) and not callable(style.label):
             own += f" ({mask_text(weight)})"
-        lines = [escape_name(edge.name), f"{what} {values}{where}", _norms_line(numbers_of)]
-        if style.direction is not None:
-            lines.append(f"projection {_change(numbers_of, 'projection')}")
-        if callable(style.label):
-            lines.append(own)
         lines.append(f"mask {mask_text(weight)}")
         by_sign = style.width == "projection"
         color = PATCHED if weight == 1 else CURRENT if weight == 0 else BETWEEN
-        color = _sign_color(float(widths[row])) if by_sign else color
-        short = _tag(edge) + own
-        drawn.append(DrawnEdge(edge, float(widths[row]), BREAK.join(lines), short, color))
+        color = _sign_color(widths[row]) if by_sign else color
+        drawn.append(DrawnEdge(edge, widths[row], BREAK.join(lines), _tag(edge) + own, color))
     return drawn
+
+
+def _short_tokens(raised: Tokens, lowered: Tokens) -> str:
+    signs = (("+", raised), ("−", lowered))
+    return " ".join(
+        sign + token_label(tokens[0][0].strip() or tokens[0][0]) for sign, tokens in signs
+    )
+
+
+def _token_lines(raised: Tokens, lowered: Tokens) -> list[str]:
+    return [
+        f"{what} " + ", ".join(f"{token_label(token)} {number(by)}" for token, by in tokens)
+        for what, tokens in (("promotes", raised), ("suppresses", lowered))
+    ]
 
 
 def _columns(numbers: EdgeNumbers) -> dict[str, list[float]]:

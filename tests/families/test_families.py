@@ -14,6 +14,8 @@ from torch.testing import assert_close
 
 import circuit_trace as ct
 from circuit_trace.integrations.transformer_lens import anatomy
+from circuit_trace.trace import Lens
+from circuit_trace.trace.lens import end_of_stream
 from tests.families.models import (
     COHERE,
     CONFIGS,
@@ -85,6 +87,23 @@ def test_all_edges_patched_is_the_corrupt_prompts_pass(architecture: str) -> Non
         expected = model.wrapped_model(tokens(2))
     assert_close(trace.logits, expected, rtol=1e-5, atol=1e-5)
     assert trace.reconstruction_error() < 1e-5
+
+
+@family
+def test_outputs_have_shares_of_the_logits(architecture: str) -> None:
+    """What patching the end's edges adds to a logit difference, from the shares, against the logits
+    of the pass: for one scale of the final norm, before a soft cap or scaling."""
+    model = wrapped(architecture)
+    trace = model.trace(tokens(1), corrupt=tokens(2), edges=["A0.1->Resid End", "MLP 1->Resid End"])
+    received = end_of_stream(trace, 1)
+    shares = Lens.of(trace, 1).logits(received, range(trace.seq))
+    unembed = model.anatomy.unembed
+    assert unembed is not None
+    nothing = unembed.norm(torch.zeros_like(received)[None])[0] @ unembed.weight()
+    own = unembed.bias()
+    nothing = nothing if own is None else nothing + own
+    assert trace.logits is not None
+    assert_close(unembed.finish(shares + nothing).detach(), trace.logits[1], **CLOSE)
 
 
 @pytest.mark.parametrize("seq_len", [None, SEQ])

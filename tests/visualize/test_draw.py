@@ -707,14 +707,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"theme": "sepia"}, "theme must be one of light, dark; got 'sepia'."),
     ({"max_edges": 0}, "max_edges must be a whole number above 0, or None; got 0."),
     ({"max_edges": "all"}, "max_edges must be a whole number above 0, or None; got 'all'."),
-    ({"label": "norm"}, "label must be one of norms, cosine, projection, values, or a function"),
+    (
+        {"label": "norm"},
+        "label must be one of norms, cosine, projection, tokens, values, or a function",
+    ),
     ({"width": "Mask"}, "width must be one of mask, delta, received, projection; got 'Mask'."),
-    ({"width": "projection"}, 'width="projection" needs direction=, a vector of d_model numbers.'),
+    ({"width": "projection"}, 'width="projection" needs direction=: two tokens such as'),
     (
         {"direction": [1.0]},
-        "direction must be a vector of 5 finite numbers (d_model); got the shape",
+        "direction must be a vector of 5 finite numbers (d_model), or a pair of tokens",
     ),
-    ({"direction": "up"}, "direction must be a vector of numbers; got 'up'."),
+    ({"direction": "up"}, "direction must be a vector of numbers or a pair of tokens; got 'up'."),
     ({"direction": [math.nan] * 5}, "direction must be a vector of 5 finite numbers (d_model)"),
 ]
 

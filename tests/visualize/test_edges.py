@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import circuit_trace as ct
+from circuit_trace.trace import Direction
 from circuit_trace.visualize.edges import (
     BETWEEN,
     CURRENT,
@@ -234,7 +235,7 @@ def test_short_labels_name_the_input_of_a_head(name: str, short: str) -> None:
     assert the_edge(score_edges(graph(), scores({name: 1.0}), 0.01)).short == short
 
 
-DIRECTION = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
+DIRECTION = Direction(torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]), None, "the direction")
 STYLES = {
     "norms": "Q 75→150 Δ197",
     "cosine": "Q -0.48",

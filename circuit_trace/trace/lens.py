@@ -1,0 +1,298 @@
+"""What a source's output means to the logits: it, through the final norm of that pass and `W_U`.
+
+For the scale that it took in one pass the final norm is linear, so every output has its share of
+each logit and the shares add up: direct logit attribution (Elhage et al. 2021, "A Mathematical
+Framework for Transformer Circuits"), read token by token the logit lens (nostalgebraist 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuit_trace.errors import InputError
+from circuit_trace.graph import Edge
+
+if TYPE_CHECKING:
+    from circuit_trace.trace.trace import Trace
+
+PROBE = 64.0
+"""The norm of a vector this large hardly feels what it adds to the mean square (1e-5 at most)."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest relative difference to the pass's own logits that rounding explains."""
+ROWS = 64
+"""How many vectors are unembedded at a time: each takes a number per token of the vocabulary."""
+
+Tokens = list[tuple[str, float]]
+"""Tokens and what is added to their logits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """The final norm of one element of a traced batch, as the linear map it was, and `W_U`.
+
+    A vector `v` at position `p` has the share `centred(v) · gain / scale[p] @ weight` of the logits
+    there, before a soft cap or scaling that follows them; `centred` subtracts the mean where the
+    norm is a LayerNorm.
+    """
+
+    gain: Float[Tensor, " d_model"]
+    is_centred: bool
+    scale: Float[Tensor, " seq"]
+    weight: Float[Tensor, "d_model d_vocab"]
+
+    @classmethod
+    def of(cls, trace: Trace, batch_idx: int) -> Lens:
+        """The lens of one element of the traced batch.
+
+        Raises:
+            InputError: The model's anatomy names no unembedding, or its weights do not give the
+                logits of that pass.
+        """
+        unembed = trace.unembed
+        if unembed is None:
+            raise InputError(
+                "This model's anatomy does not say how its residual stream becomes logits "
+                "(Anatomy.unembed), so outputs cannot be read as tokens. Give direction= as a "
+                "vector, or choose another label."
+            )
+        weight = unembed.weight().detach()
+        stream = end_of_stream(trace, batch_idx).to(weight)
+        gain, shift, is_centred = _taken_apart(unembed.norm, weight)
+        with torch.no_grad():
+            normed = unembed.norm(stream)
+        wide = _centred(stream.float(), is_centred) * gain
+        scale = wide.norm(dim=-1) / (normed.float() - shift).norm(dim=-1)
+        lens = cls(gain, is_centred, scale, weight.float())
+        _check(trace, batch_idx, normed, weight, (wide / scale[:, None] + shift) - normed.float())
+        return lens
+
+    def logits(
+        self, vectors: Float[Tensor, "row d_model"], positions: Sequence[int]
+    ) -> Float[Tensor, "row d_vocab"]:
+        """The shares of the logits that vectors at these positions have."""
+        wide = _centred(vectors.to(self.gain), self.is_centred) * self.gain
+        return wide / self.scale[list(positions), None] @ self.weight
+
+    def direction(self, first: int, second: int) -> Float[Tensor, "seq d_model"]:
+        """The vectors whose dot product with an output at each position is its share of the first
+        token's logit less the second's."""
+        along = _centred(
+            self.gain * (self.weight[:, first] - self.weight[:, second]), self.is_centred
+        )
+        return along / self.scale[:, None]
+
+
+def end_of_stream(trace: Trace, batch_idx: int) -> Float[Tensor, "seq d_model"]:
+    """The stream that `Resid End` read: what it received, and the biases that no source owns."""
+    module = trace.graph.dest_by_name["Resid End"].module_name
+    plans = [plan for plan in trace.plans if plan.patched is not None and module in plan.masks]
+    masks = [
+        plan.masks[module].detach().float().reshape(-1, len(trace.graph.srcs)) for plan in plans
+    ]
+    rest = 1 - sum(masks, torch.zeros(1, len(trace.graph.srcs)))
+    total = trace.current.weighted_sum(rest, batch_idx)
+    for plan, mask in zip(plans, masks, strict=True):
+        assert plan.patched is not None
+        total = total + plan.patched.weighted_sum(mask, batch_idx).to(total)
+    for bias in trace.biases:
+        if bias is not None:  # behind a norm it is another at each position
+            own = bias.expand(trace.batch, trace.seq, -1)[batch_idx]
+            total = total + own.detach().to(total)
+    return total
+
+
+def _taken_apart(norm: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """The gain and shift of a norm, and whether it subtracts a mean: it is applied to nothing, to
+    equal entries, and to entries that have no mean."""
+    d_model = like.shape[0]
+    signs = torch.ones(d_model, device=like.device)
+    signs[1::2] = -1
+    signs = signs - signs.mean()
+    probes = torch.stack([torch.zeros_like(signs), torch.ones_like(signs), signs])
+    with torch.no_grad():
+        shift, even, odd = norm((PROBE * probes)[None].to(like.dtype))[0].float()
+    is_centred = torch.allclose(
+        even, shift, rtol=1e-3, atol=1e-3 * float((odd - shift).abs().max())
+    )
+    normed = signs / signs.square().mean().sqrt()
+    return (odd - shift) / normed, shift, is_centred
+
+
+def _centred(vectors: Tensor, is_centred: bool) -> Tensor:
+    return vectors - vectors.mean(-1, keepdim=True) if is_centred else vectors
+
+
+def _check(
+    trace: Trace, batch_idx: int, normed: Tensor, weight: Tensor, difference: Tensor
+) -> None:
+    """Compare the norm with its linear form, and what it gives with the logits of the pass."""
+    unembed = trace.unembed
+    assert unembed is not None
+    tolerance = TOLERANCE.get(weight.dtype, max(TOLERANCE.values()))
+    size = normed.float().norm()
+    if not bool(difference.norm() <= tolerance * size):
+        raise InputError(
+            "The final norm of this model is not a LayerNorm or RMSNorm: for a given scale it is "
+            "not linear, so outputs have no shares of the logits. Give direction= as a vector, or "
+            "choose another label."
+        )
+    logits = trace.logits
+    if logits is None or logits.ndim != 3 or logits.shape[1] != trace.seq:
+        return
+    bias = unembed.bias()
+    ours = normed[-1] @ weight
+    ours = unembed.finish(ours if bias is None else ours + bias.detach()).float()
+    theirs = logits[batch_idx, -1].detach().to(ours)
+    relative = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
+    if not relative <= tolerance:
+        raise InputError(
+            f"The end of the residual stream, the final norm and W_U give other logits than this pass "
+            f"had (by {relative:.2g} relative to their size). Were the weights changed since, or "
+            "do hooks change the stream? Trace again without."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """What outputs are projected on: a vector of `d_model` numbers, or the difference of two tokens'
+    logits in the pass, whose vector has a length for each position."""
+
+    vector: Float[Tensor, " d_model"] | None
+    tokens: tuple[int, int] | None
+    name: str
+
+    @classmethod
+    def read(cls, trace: Trace, given: Any) -> Direction:
+        """What a user gives: a vector, or a pair of tokens as text or as ids.
+
+        Raises:
+            InputError: It is neither.
+        """
+        if isinstance(given, Direction):
+            return given
+        if _is_pair(given):
+            first, second = (_token_id(trace, one) for one in given)
+            Lens.of(trace, 0)  # what cannot be read as tokens is refused here
+            names = [_strings(trace, [token])[0] for token in (first, second)]
+            return cls(None, (first, second), f"logit({names[0]}) − logit({names[1]})")
+        d_model = trace.current.sites[0].d_model
+        try:
+            vector = torch.as_tensor(given, dtype=torch.float32).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"direction must be a vector of numbers or a pair of tokens; got {given!r}."
+            ) from error
+        if vector.shape != (d_model,) or not bool(vector.isfinite().all()):
+            raise InputError(
+                f"direction must be a vector of {d_model} finite numbers (d_model), or a pair of "
+                f"tokens such as (' Mary', ' John'); got the shape {tuple(vector.shape)}."
+            )
+        return cls(vector, None, "the direction")
+
+    def at(self, trace: Trace, batch_idx: int) -> Float[Tensor, "*seq d_model"]:
+        """The vector, or one for each position, to take dot products with."""
+        if self.tokens is None:
+            assert self.vector is not None
+            return self.vector
+        return Lens.of(trace, batch_idx).direction(*self.tokens).cpu()
+
+
+def _is_pair(given: Any) -> bool:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        return False
+    return all(isinstance(one, str | int) and not isinstance(one, bool) for one in given)
+
+
+def _token_id(trace: Trace, token: str | int) -> int:
+    unembed = trace.unembed
+    n_tokens = None if unembed is None else unembed.weight().shape[1]
+    if isinstance(token, int):
+        if n_tokens is not None and not 0 <= token < n_tokens:
+            raise InputError(f"There is no token {token}; this model knows 0 to {n_tokens - 1}.")
+        return token
+    if unembed is None or unembed.to_ids is None:
+        raise InputError(f"Got the token {token!r}, but the model has no tokenizer: give its id.")
+    ids = unembed.to_ids(token)
+    if len(ids) != 1:
+        pieces = _strings(trace, ids)
+        raise InputError(
+            f"direction needs single tokens, but {token!r} is {len(ids)} of them: {pieces}. Mind "
+            "the space before a word, or give a token's id."
+        )
+    return ids[0]
+
+
+def _strings(trace: Trace, ids: Sequence[int]) -> list[str]:
+    return (
+        [str(one) for one in ids]
+        if trace.to_strings is None
+        else trace.to_strings(torch.tensor(ids))
+    )
+
+
+@torch.no_grad()
+def top_tokens(
+    trace: Trace, edges: Sequence[Edge], batch_idx: int | str, n: int
+) -> list[tuple[Tokens, Tokens]]:
+    """For each edge the tokens whose logits its Δ (patched − current; where nothing was patched,
+    its current output) raises most, and those it lowers most.
+
+    At the edge's position, or at the last one where it has none; with `batch_idx="mean"` logits are
+    means over the batch.
+
+    Raises:
+        InputError: As `Lens.of`.
+    """
+    elements = range(trace.batch) if batch_idx == "mean" else [int(batch_idx)]
+    plans = trace.plan_of([trace.graph.number(edge) for edge in edges])
+    keys = [
+        (edge.src.idx, -1 if edge.seq_idx is None else edge.seq_idx, id(plan))
+        for edge, plan in zip(edges, plans, strict=True)
+    ]
+    rows = {key: (edge, plan) for key, edge, plan in zip(keys, edges, plans, strict=True)}
+    lenses = {element: Lens.of(trace, element) for element in elements} if rows else {}
+    vectors = {element: _changes(trace, list(rows.values()), element) for element in elements}
+    found: list[tuple[Tokens, Tokens]] = []
+    positions = [position for _, position, _ in rows]
+    for start in range(0, len(rows), ROWS):
+        part = slice(start, start + ROWS)
+        shares = [lenses[b].logits(vectors[b][part], positions[part]) for b in elements]
+        logits = torch.stack(shares).mean(0)
+        most = min(n, logits.shape[1])
+        up, down = logits.topk(most), (-logits).topk(most)
+        for row in range(len(logits)):
+            raised = _named(trace, up.indices[row].tolist(), up.values[row].tolist())
+            lowered = _named(trace, down.indices[row].tolist(), (-down.values[row]).tolist())
+            found.append((raised, lowered))
+    place = {key: number for number, key in enumerate(rows)}
+    return [found[place[key]] for key in keys]
+
+
+def _named(trace: Trace, ids: list[int], values: list[float]) -> Tokens:
+    return list(zip(_strings(trace, ids), values, strict=True))
+
+
+def _changes(trace: Trace, rows: Sequence[tuple[Edge, Any]], batch_idx: int) -> Tensor:
+    """Δ of each edge's source at its position."""
+    at = [-1 if edge.seq_idx is None else edge.seq_idx for edge, _ in rows]
+    srcs = list({edge.src.idx: edge.src for edge, _ in rows}.values())
+    place = {src.idx: number for number, src in enumerate(srcs)}
+    current = trace.current.vectors(srcs, batch_idx)
+    patched = {
+        id(plan): plan.patched.vectors(srcs, batch_idx)
+        for plan in {id(plan): plan for _, plan in rows if plan is not None}.values()
+        if plan.patched is not None
+    }
+    changes = []
+    for (edge, plan), position in zip(rows, at, strict=True):
+        source = place[edge.src.idx]
+        now = current[source, position].float()
+        then = patched.get(id(plan))
+        changes.append(now if then is None else then[source, position].float() - now)
+    return torch.stack(changes)
