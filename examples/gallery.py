@@ -49,7 +49,7 @@ def bundled() -> Iterator[View]:
         "live_cosine": {"label": "cosine", "width": "delta"},
         "live_values": {"label": "values", "width": "received"},
         "live_projection": {"label": "projection", "width": "projection", "direction": ANSWERS},
-        "live_tokens": {"label": "tokens", "width": "delta"},
+        "live_tokens": {"label": "tokens", "width": "delta", "table": True, "direction": ANSWERS},
         "live_own_words": {"label": lambda flow: f"heard by {flow.edge.dest.unit}"},
     }.items():
         yield name, lambda path, options=options: trace.draw(file_path=path, **options)

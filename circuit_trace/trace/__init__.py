@@ -7,6 +7,7 @@ from circuit_trace.trace.lens import top_tokens as top_tokens
 from circuit_trace.trace.table import BatchIdx as BatchIdx
 from circuit_trace.trace.table import EdgeNumbers as EdgeNumbers
 from circuit_trace.trace.table import edge_numbers as edge_numbers
+from circuit_trace.trace.table import edge_table as edge_table
 from circuit_trace.trace.trace import DestFlow as DestFlow
 from circuit_trace.trace.trace import EdgeFlow as EdgeFlow
 from circuit_trace.trace.trace import Trace as Trace

@@ -23,6 +23,8 @@ from circuit_trace.trace.table import BatchIdx, edge_table
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from circuit_trace.visualize.explorer import Explorer
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace:
@@ -170,6 +172,12 @@ class Trace:
         from circuit_trace.visualize import draw_seq_graph
 
         return draw_seq_graph(self, prune_scores, **options)
+
+    def explore(self, **options: Any) -> Explorer:
+        """Make a page to look through this pass with `explore`, which lists the options."""
+        from circuit_trace.visualize.explorer import explore
+
+        return explore(self, **options)
 
     def token_strings(self, batch_idx: int = 0) -> list[str] | None:
         """The traced prompt's tokens as text, None where the model has no tokenizer."""

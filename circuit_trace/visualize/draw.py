@@ -14,6 +14,7 @@ from circuit_trace.errors import FigureError, InputError, NoTraceError
 from circuit_trace.graph import Edge, Graph, whole_number
 from circuit_trace.plan import PruneScores
 from circuit_trace.trace import BatchIdx, Direction, Lens, Trace
+from circuit_trace.visualize.companion import live_table, score_table
 from circuit_trace.visualize.edges import (
     LIVE_LEGEND,
     PLAIN,
@@ -61,6 +62,7 @@ def draw_seq_graph(
     width: Width | None = None,
     direction: torch.Tensor | Sequence[float] | Sequence[str] | None = None,
     max_edges: int | None = MAX_EDGES,
+    table: bool = False,
     theme: ThemeName = "light",
 ) -> go.Figure:
     """Draw a circuit as Sankey diagrams, one per token position.
@@ -103,6 +105,7 @@ def draw_seq_graph(
             logit less the second's, through the final norm of that pass and `W_U`.
         max_edges: At most so many edges are drawn, the widest, and of equally wide ones those that
             change most; the others are counted beside the diagrams. None draws all.
+        table: List every drawn edge with its numbers below the diagrams.
         theme: "light" or "dark".
 
     Raises:
@@ -116,14 +119,20 @@ def draw_seq_graph(
     style = _style(trace, prune_scores, label, width, direction)
     colors = _theme(theme)
     drawn = _drawn(graph, trace, prune_scores, score_threshold, batch_idx, style, max_edges)
+    titles = _titles(graph, trace, seq_labels, batch_idx)
+    companion = None
     if prune_scores is None:
         assert trace is not None
         note = _live_note(trace, drawn, score_threshold, style, batch_idx)
         legend = PROJECTION_LEGEND if style.width == "projection" else LIVE_LEGEND
         weights = trace.masks
+        if table and drawn:
+            companion = live_table(trace, drawn, titles, batch_idx, style)
     else:
         note, legend = _score_note(drawn, score_threshold), SCORE_LEGEND
         weights = prune_scores
+        if table and drawn:
+            companion = score_table(drawn, titles)
     hidden = {}
     if len(drawn) == max_edges:
         hidden = hidden_counts(graph, weights, score_threshold, drawn)
@@ -132,13 +141,14 @@ def draw_seq_graph(
     diagram = build_diagram(
         graph,
         drawn,
-        titles=_titles(graph, trace, seq_labels, batch_idx),
+        titles=titles,
         show_all_seq_pos=show_all_seq_pos,
         layer_spacing=layer_spacing,
         orientation=orientation,
         note=note,
         legend=legend,
         hidden=hidden,
+        table=companion,
     )
     drawn_figure = figure(diagram, colors)
     if display_ipython:
@@ -369,6 +379,8 @@ def _live_note(
     width = WHAT_WIDTHS_SAY[style.width].format(direction=direction)
     if style.width == "projection" and not trace.patched:
         width = f"|current along {direction}|"
+    if direction and "projection" not in (style.label, style.width):
+        what += f" Projections: on {direction}."
     mean = f" Means over the batch of {trace.batch}." if batch_idx == "mean" else ""
     return f"Width: {width}.{what}{mean}"
 

@@ -9,10 +9,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuit_trace.anatomy import NodeKind
+from circuit_trace.visualize.companion import FONT_SIZE, HEADER_HEIGHT, ROW_HEIGHT, Table
 from circuit_trace.visualize.layout import NODE_THICKNESS, Point
 from circuit_trace.visualize.spec import (
-    BOTTOM_MARGIN,
     NAME_SIZE,
+    NOTE_SIZE,
     SHORT_SIZE,
     SIDE_MARGIN,
     TITLE_SHIFT,
@@ -22,20 +23,19 @@ from circuit_trace.visualize.spec import (
     Orientation,
     Panel,
 )
-from circuit_trace.visualize.text import BREAK, text_size
+from circuit_trace.visualize.text import BREAK
 
 FONT = "Helvetica, Arial, sans-serif"
-NOTE_SIZE, NOTE_LINE = 11, 15
-"""The note's font size, and pixels from one line of it to the next."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of a figure: its paper and ink, what lies behind the labels on links, its nodes
-    by kind, and how opaque its links are."""
+    """The colours of a figure: its paper and ink, the lines of a table, what lies behind the labels
+    on links, its nodes by kind, and how opaque its links are."""
 
     paper: str
     ink: str
+    rule: str
     behind_labels: str
     nodes: Mapping[NodeKind, str]
     link_alpha: float
@@ -46,6 +46,7 @@ THEMES = {
     "light": Theme(
         paper="white",
         ink="#222222",
+        rule="#E4E4E8",
         behind_labels="rgba(255, 255, 255, 0.75)",
         nodes={"embed": "#009E73", "attention": "#6A4C93", "mlp": "#A6761D", "output": "#222222"},
         link_alpha=0.42,
@@ -53,6 +54,7 @@ THEMES = {
     "dark": Theme(
         paper="#16181D",
         ink="#E8E8E8",
+        rule="#33373F",
         behind_labels="rgba(22, 24, 29, 0.7)",
         nodes={"embed": "#2BC495", "attention": "#B79BE0", "mlp": "#D9B44A", "output": "#E8E8E8"},
         link_alpha=0.62,
@@ -103,7 +105,7 @@ def sankey(
 
 def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> go.Figure:
     """The whole diagram as a Plotly figure, independent of Plotly's global template."""
-    bottom = BOTTOM_MARGIN + NOTE_LINE * (len(_note_lines(diagram)) - 1)
+    bottom = diagram.bottom_margin
     layout = go.Layout(
         template=go.layout.Template(),
         width=round(diagram.plot_width + diagram.left_margin + SIDE_MARGIN),
@@ -128,7 +130,31 @@ def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> go.Figure:
         for panel in diagram.panels
         if panel.links
     ]
-    return go.Figure(data=traces, layout=layout)
+    tables = [] if diagram.table is None else [_table(diagram, diagram.table, theme)]
+    return go.Figure(data=[*traces, *tables], layout=layout)
+
+
+def _table(diagram: Diagram, table: Table, theme: Theme) -> go.Table:
+    """The table at the bottom of the plot, as tall as its rows."""
+    font = {"family": FONT, "size": FONT_SIZE, "color": theme.ink}
+    align = ["right" if is_number else "left" for is_number in table.are_numbers]
+    cells = {"align": align, "font": font, "line": {"color": theme.rule}}
+    return go.Table(
+        domain={"x": [0, 1], "y": [0, table.height / diagram.plot_height]},
+        columnwidth=list(table.widths),
+        header={
+            **cells,
+            "values": [f"<b>{name}</b>" for name in table.names],
+            "fill": {"color": theme.rule},
+            "height": HEADER_HEIGHT,
+        },
+        cells={
+            **cells,
+            "values": table.columns,
+            "fill": {"color": theme.paper},
+            "height": ROW_HEIGHT,
+        },
+    )
 
 
 def _annotation(x: float, y: float, text: str, **more: Any) -> dict[str, Any]:
@@ -198,7 +224,7 @@ def _words(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
     words = [
         _annotation(
             0,
-            0,
+            1 - diagram.panels_height / diagram.plot_height,
             text,
             xanchor="left",
             yanchor="top",
@@ -206,24 +232,12 @@ def _words(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
             align="left",
             font={"size": NOTE_SIZE},
         )
-        for text, shift in ((legend, -14), (BREAK.join(_note_lines(diagram)), -32))
+        for text, shift in ((legend, -14), (BREAK.join(diagram.note_lines), -32))
         if text
     ]
     if not diagram.n_links:
         words = [_annotation(0.5, 0.5, diagram.note, font={"size": 13})]
     return words
-
-
-def _note_lines(diagram: Diagram) -> list[str]:
-    """The note, broken into lines that fit under the plot."""
-    lines = [""]
-    for word in diagram.note.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and text_size(longer, NOTE_SIZE)[0] > diagram.plot_width + SIDE_MARGIN:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def rgba(color: str, alpha: float) -> str:

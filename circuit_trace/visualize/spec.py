@@ -10,6 +10,7 @@ from typing import Literal
 
 from circuit_trace.anatomy import NodeKind
 from circuit_trace.graph import DestNode, Graph, SrcNode
+from circuit_trace.visualize.companion import Table
 from circuit_trace.visualize.edges import DrawnEdge, strongest
 from circuit_trace.visualize.layout import (
     Box,
@@ -52,6 +53,8 @@ MOST_SHORT_LABELS = 40
 """Labels are written on so many links of a figure, the widest; all of them show on hover."""
 NAME_SIZE, SHORT_SIZE = 12, 10
 """Font sizes of node names and of the labels on links."""
+NOTE_SIZE, NOTE_LINE = 11, 15
+"""The note's font size, and pixels from one line of it to the next."""
 
 
 @dataclass(frozen=True)
@@ -102,20 +105,52 @@ class Panel:
 
 @dataclass(frozen=True)
 class Diagram:
-    """A whole figure: its panels from top to bottom, its size and its words."""
+    """A whole figure: its panels from top to bottom, its size and its words, and the table below.
+
+    The words stand `panels_height` pixels below the plot's top. They lie below the plot, where
+    there is no table; a table is in the plot, and so are words above it.
+    """
 
     panels: tuple[Panel, ...]
     orientation: Orientation
     plot_width: float
     plot_height: float
+    panels_height: float
     left_margin: float
     note: str
     legend: tuple[tuple[str, str], ...]
+    table: Table | None = None
 
     @property
     def n_links(self) -> int:
         """How many edges are drawn."""
         return sum(len(panel.links) for panel in self.panels)
+
+    @property
+    def note_lines(self) -> list[str]:
+        """The note, broken into lines that fit under the diagrams."""
+        return _wrapped(self.note, self.plot_width)
+
+    @property
+    def bottom_margin(self) -> float:
+        """Pixels below the plot."""
+        return SIDE_MARGIN / 2 if self.table else _words_height(self.note, self.plot_width)
+
+
+def _wrapped(note: str, plot_width: float) -> list[str]:
+    lines = [""]
+    for word in note.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_size(longer, NOTE_SIZE)[0] > plot_width + SIDE_MARGIN:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _words_height(note: str, plot_width: float) -> float:
+    """Pixels that the legend and the note take."""
+    return BOTTOM_MARGIN + NOTE_LINE * (len(_wrapped(note, plot_width)) - 1)
 
 
 @dataclass(frozen=True)
@@ -155,6 +190,7 @@ def build_diagram(
     note: str,
     legend: tuple[tuple[str, str], ...],
     hidden: Mapping[int | None, int] | None = None,
+    table: Table | None = None,
 ) -> Diagram:
     """Lay edges out, a panel per position from the first down; `hidden` counts those left out.
 
@@ -178,8 +214,14 @@ def build_diagram(
         depths = _depths(graph, shared, layer_spacing)
         contents.append(_content(position, by_position[position], depths))
     width, slots = (_arrange_across if orientation == "h" else _arrange_down)(contents)
-    plot_height = sum(slot.room for slot in slots) + PANEL_GAP * max(len(slots) - 1, 0)
-    plot_height = plot_height or SMALLEST_PANEL
+    scales = [slot.scale for slot in slots if slot.scale]
+    if scales and max(scales) > 1.01 * min(scales):
+        note += " Each position has its own scale of widths."
+    panels_height = sum(slot.room for slot in slots) + PANEL_GAP * max(len(slots) - 1, 0)
+    plot_height = panels_height = panels_height or SMALLEST_PANEL
+    if table is not None:
+        width = max(width, float(ceil(sum(table.widths))))
+        plot_height += _words_height(note, width) + table.height
     panels, top = [], 0.0
     for content, slot in zip(contents, slots, strict=True):
         title = _title(content.seq_idx, titles, hidden.get(content.seq_idx, 0))
@@ -188,11 +230,10 @@ def build_diagram(
         placed = _placed(content, slot.length, breadth, slot.pad, orientation)
         panels.append(_panel(content, placed, area, title, slot.pad, orientation))
         top += slot.room + PANEL_GAP
-    scales = [slot.scale for slot in slots if slot.scale]
-    if scales and max(scales) > 1.01 * min(scales):
-        note += " Each position has its own scale of widths."
     left = _margin_for([panel.title for panel in panels if panel.title])
-    return Diagram(tuple(panels), orientation, width, plot_height, left, note, legend)
+    return Diagram(
+        tuple(panels), orientation, width, plot_height, panels_height, left, note, legend, table
+    )
 
 
 @dataclass(frozen=True)

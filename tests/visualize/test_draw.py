@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -736,3 +737,50 @@ def test_styles_of_what_is_not_there() -> None:
         draw_seq_graph(wrapped(), scores({EDGE: 1.0}), width="delta")
     with pytest.raises(ct.FigureError, match="with prune_scores the scores alone are drawn"):
         draw_seq_graph(wrapped(), scores({EDGE: 1.0}), direction=torch.ones(5).numpy())
+
+
+# The companion table
+
+
+def table_of(figure: go.Figure) -> dict[str, list[str]]:
+    (table,) = [trace for trace in figure.data if trace.type == "table"]
+    names = [re.sub("</?b>", "", name) for name in table.header["values"]]
+    return {name: list(cells) for name, cells in zip(names, table.cells["values"], strict=True)}
+
+
+def test_a_table_lists_every_drawn_edge_with_its_numbers() -> None:
+    trace = known_trace(
+        {(0, "Resid Start->A0.1.Q"): 1.0, (4, EDGE): 0.5},
+        SEQ,
+        to_strings=lambda ids: [f"t{at}" for at in range(len(ids))],
+    )
+    table = table_of(trace.draw(table=True, direction=[0.0, 1.0, 0.0, 0.0, 0.0]))
+    assert table["position"] == ["0 t0", "4 t4"]
+    assert table["edge"] == ["Resid Start->A0.1.Q", EDGE]
+    assert table["mask"] == ["1.00", "0.50"]
+    # The first source writes 3, 4 at the first position, and 0, −6, 8 is patched in.
+    assert table["‖current‖"][0] == table["current projection"][0].replace("4", "5") == "5"
+    assert (table["‖patched‖"][0], table["patched projection"][0]) == ("10", "-6")
+
+
+def test_a_table_of_more_edges_than_have_labels_has_them_all() -> None:
+    figure = draw_seq_graph(wrapped(), random_scores(70, seed=1), table=True)
+    table = table_of(figure)
+    assert len(table["edge"]) == 70
+    assert set(table) == {"edge", "score"}
+    (place,) = [trace for trace in figure.data if trace.type == "table"]
+    room = (place.domain.y[1] - place.domain.y[0]) * (
+        figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    )
+    assert room >= 30 * 71  # a row is 30 pixels
+
+
+def test_nothing_to_draw_has_no_table() -> None:
+    assert not draw_seq_graph(wrapped(), scores({}), table=True).data
+
+
+def test_the_table_shows_nasty_tokens_as_they_are() -> None:
+    trace = known_trace(
+        {(0, "Resid Start->A0.1.Q"): 1.0}, SEQ, to_strings=lambda _: ["<b>x</b>"] * SEQ
+    )
+    assert table_of(trace.draw(table=True))["position"] == ["0 &lt;b&gt;x&lt;/b&gt;"]
