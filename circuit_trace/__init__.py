@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from circuit_trace.integrations.models import (  # pyright: ignore[reportMissingImports]
         load_model as load_model,
     )
+    from circuit_trace.visualize import draw_difference as draw_difference
     from circuit_trace.visualize import draw_seq_graph as draw_seq_graph
     from circuit_trace.visualize import net_viz as net_viz
 
 _LATER = {
     "visualize": "circuit_trace.visualize",
     "draw_seq_graph": "circuit_trace.visualize",
+    "draw_difference": "circuit_trace.visualize",
     "net_viz": "circuit_trace.visualize",
     "load_model": "circuit_trace.integrations.models",
 }

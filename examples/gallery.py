@@ -53,9 +53,38 @@ def bundled() -> Iterator[View]:
         "live_own_words": {"label": lambda flow: f"heard by {flow.edge.dest.unit}"},
     }.items():
         yield name, lambda path, options=options: trace.draw(file_path=path, **options)
+    # A second pass with other masks, to compare.
+    masks = {**CIRCUIT, (14, "A1.2->Resid End"): 1.0, (14, "A1.0->MLP 1"): 0.4}
+    masks |= {(14, "MLP 1->Resid End"): 1.0, (14, "A1.3->Resid End"): 0.5}
+    del masks[2, "Resid Start->A0.0.V"], masks[2, "Resid Start->A0.1.V"]
+    other = model.trace(CLEAN, corrupt=CORRUPT, edges=masks)
+    for name, options in {
+        "difference": {},
+        "difference_received": {"width": "received"},
+        "difference_side_by_side": {"side_by_side": True},
+        "difference_side_by_side_dark": {
+            "side_by_side": True,
+            "orientation": "v",
+            "theme": "dark",
+            "names": ("first", "second"),
+        },
+    }.items():
+        yield (
+            name,
+            lambda path, options=options: ct.draw_difference(
+                trace, other, file_path=path, **options
+            ),
+        )
     whole = ct.wrap(bare)
     scores = attributions(whole)
     yield "scores", lambda path: ct.draw_seq_graph(whole, scores, 0.3, file_path=path)
+    backwards = attributions(whole, CORRUPT, CLEAN)
+    yield (
+        "difference_scores",
+        lambda path: ct.draw_difference(
+            scores, backwards, model=whole, score_threshold=0.7, file_path=path
+        ),
+    )
     yield (
         "scores_dark",
         lambda path: ct.draw_seq_graph(
@@ -64,12 +93,14 @@ def bundled() -> Iterator[View]:
     )
 
 
-def attributions(model: ct.PatchableModel) -> ct.PruneScores:
+def attributions(
+    model: ct.PatchableModel, clean: str = CLEAN, corrupt: str = CORRUPT
+) -> ct.PruneScores:
     """Edge attribution patching: the gradient of the logit difference at mask 0."""
     masks = {m.name: torch.zeros(m.shape, requires_grad=True) for m in model.graph.modules}
-    patched = model.source_outputs(CORRUPT)
+    patched = model.source_outputs(corrupt)
     with model.patch(patched, masks=masks):
-        logits = model(model.to_tokens(CLEAN))[0, -1]
+        logits = model(model.to_tokens(clean))[0, -1]
     right, wrong = (int(model.to_tokens(name)[0, -1]) for name in ANSWERS)
     (logits[right] - logits[wrong]).backward()
     return {name: mask.grad for name, mask in masks.items() if mask.grad is not None}

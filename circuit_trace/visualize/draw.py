@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 import torch
 
-from circuit_trace.errors import FigureError, InputError, NoTraceError
-from circuit_trace.graph import Edge, Graph, whole_number
+from circuit_trace.graph import Edge, Graph
 from circuit_trace.plan import PruneScores
-from circuit_trace.trace import BatchIdx, Direction, Lens, Trace
+from circuit_trace.trace import BatchIdx, Trace
 from circuit_trace.visualize.companion import live_table, score_table
 from circuit_trace.visualize.edges import (
     LIVE_LEGEND,
-    PLAIN,
     PROJECTION_LEGEND,
     SCORE_LEGEND,
     DrawnEdge,
@@ -28,19 +25,34 @@ from circuit_trace.visualize.edges import (
     live_edges,
     score_edges,
 )
-from circuit_trace.visualize.sankey import THEMES, Theme, figure, sankey
-from circuit_trace.visualize.spec import MOST_SHORT_LABELS, Orientation, build_diagram, lone_panel
+from circuit_trace.visualize.options import (
+    MAX_EDGES,
+    WHAT_LABELS_SAY,
+    WHAT_WIDTHS_SAY,
+    ThemeName,
+    check_max_edges,
+    check_options,
+    check_size,
+    chosen_position,
+    interval,
+    live_style,
+    position_titles,
+    source,
+    theme_named,
+)
+from circuit_trace.visualize.sankey import Theme, figure, sankey
+from circuit_trace.visualize.spec import (
+    MOST_SHORT_LABELS,
+    Diagram,
+    Orientation,
+    build_diagram,
+    lone_panel,
+)
 from circuit_trace.visualize.text import escape, mask_text
 from circuit_trace.visualize.write import check_path, show_in_ipython, write
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
-
-ThemeName = Literal["light", "dark"]
-
-MAX_EDGES = 500
-"""How many edges a figure shows unless more are asked for: enough for a circuit, few enough for a
-browser."""
 
 PANEL_SIZE = (700.0, 300.0)
 """Pixels that `net_viz` lays a diagram out for where the caller does not say."""
@@ -113,13 +125,13 @@ def draw_seq_graph(
         MaskError: The scores do not fit the model.
         FigureError: An option is out of range, or the file cannot be written.
     """
-    _check_options(score_threshold, orientation)
+    check_options(score_threshold, orientation)
     path = None if file_path is None else check_path(file_path)
-    graph, trace = _source(model, prune_scores)
-    style = _style(trace, prune_scores, label, width, direction)
-    colors = _theme(theme)
+    graph, trace = source(model, prune_scores)
+    style = live_style(trace, prune_scores, label, width, direction)
+    colors = theme_named(theme)
     drawn = _drawn(graph, trace, prune_scores, score_threshold, batch_idx, style, max_edges)
-    titles = _titles(graph, trace, seq_labels, batch_idx)
+    titles = position_titles(graph, trace, seq_labels, batch_idx)
     companion = None
     if prune_scores is None:
         assert trace is not None
@@ -150,6 +162,11 @@ def draw_seq_graph(
         hidden=hidden,
         table=companion,
     )
+    return present(diagram, colors, display_ipython, path)
+
+
+def present(diagram: Diagram, colors: Theme, display_ipython: bool, path: Path | None) -> go.Figure:
+    """Render a diagram, show it where it can be shown, and write it where a path is given."""
     drawn_figure = figure(diagram, colors)
     if display_ipython:
         show_in_ipython(drawn_figure)
@@ -208,13 +225,13 @@ def net_viz(
     Raises:
         As `draw_seq_graph`.
     """
-    _check_options(score_threshold, orientation)
-    bottom, top = _interval(vert_interval)
-    _check_size(size)
-    graph, trace = _source(model, prune_scores)
-    style = _style(trace, prune_scores, label, width, direction)
+    check_options(score_threshold, orientation)
+    bottom, top = interval(vert_interval)
+    check_size(size)
+    graph, trace = source(model, prune_scores)
+    style = live_style(trace, prune_scores, label, width, direction)
     wanted = {number for edge in seq_edges for number in graph.numbers(edge)}
-    seq_idx = _position(graph, wanted, seq_idx)
+    seq_idx = chosen_position(graph, wanted, seq_idx)
     per_position = graph.n_edges_per_position
     wanted = {number for number in wanted if number // per_position == (seq_idx or 0)}
     drawn = _drawn(graph, trace, prune_scores, score_threshold, batch_idx, style, max_edges, wanted)
@@ -227,7 +244,7 @@ def net_viz(
         layer_spacing=layer_spacing,
         orientation=orientation,
     )
-    return sankey(panel, orientation, _theme(theme)), panel.n_layers
+    return sankey(panel, orientation, theme_named(theme)), panel.n_layers
 
 
 def _drawn(
@@ -241,115 +258,12 @@ def _drawn(
     among: Set[int] | None = None,
 ) -> list[DrawnEdge]:
     """The edges to draw: those of given scores, else those of the traced pass."""
-    _check_max_edges(max_edges)
+    check_max_edges(max_edges)
     if prune_scores is not None:
         return score_edges(graph, prune_scores, threshold, max_edges, among)
     assert trace is not None
     trace.check_batch_idx(batch_idx)
     return live_edges(trace, threshold, batch_idx, style, max_edges, among)
-
-
-def _position(graph: Graph, numbers: set[int], seq_idx: Any) -> int | None:
-    """The position to draw: the one given, or the only one that the edges are at."""
-    if graph.seq_len is None:
-        if seq_idx is None:
-            return None
-        raise FigureError(f"seq_idx={seq_idx!r}, but the model was wrapped without positions.")
-    found = {number // graph.n_edges_per_position for number in numbers}
-    if seq_idx is None and len(found) <= 1:
-        return next(iter(found), None)
-    position = whole_number(seq_idx)
-    if position is None or not 0 <= position < graph.seq_len:
-        raise FigureError(
-            f"seq_idx must say which position to draw, from 0 to {graph.seq_len - 1}; got "
-            f"{seq_idx!r}."
-        )
-    return position
-
-
-def _interval(given: Any) -> tuple[float, float]:
-    is_pair = isinstance(given, tuple | list) and len(given) == 2
-    if (
-        is_pair
-        and all(isinstance(end, int | float) for end in given)
-        and 0 <= given[0] < given[1] <= 1
-    ):
-        return float(given[0]), float(given[1])
-    raise FigureError(
-        f"vert_interval must be (bottom, top) with 0 ≤ bottom < top ≤ 1; got {given!r}."
-    )
-
-
-def _check_size(size: Any) -> None:
-    is_pair = isinstance(size, tuple | list) and len(size) == 2
-    if not is_pair or not all(isinstance(n, int | float) and 0 < n < 1e5 for n in size):
-        raise FigureError(f"size must be (width, height) in pixels, both above 0; got {size!r}.")
-
-
-def _check_options(score_threshold: float, orientation: str) -> None:
-    if orientation not in ("h", "v"):
-        raise FigureError(
-            f"orientation must be 'h' (left to right) or 'v' (top to bottom); got {orientation!r}."
-        )
-    if (
-        isinstance(score_threshold, bool)
-        or not isinstance(score_threshold, int | float)
-        or not (score_threshold >= 0)
-    ):
-        raise FigureError(f"score_threshold must be a number, 0 or more; got {score_threshold!r}.")
-
-
-def _source(
-    model: PatchableModel | Trace, prune_scores: PruneScores | None
-) -> tuple[Graph, Trace | None]:
-    """The graph to draw on and, where there is one, the trace."""
-    if isinstance(model, Trace):
-        return model.graph, model
-    if not isinstance(getattr(model, "graph", None), Graph):
-        raise FigureError(
-            f"Expected a wrapped model (ct.wrap) or a Trace to draw; got {type(model).__name__}."
-        )
-    try:
-        return model.graph, model.last_trace
-    except NoTraceError:
-        if prune_scores is None:
-            raise
-        return model.graph, None
-
-
-def _titles(
-    graph: Graph, trace: Trace | None, seq_labels: Sequence[str] | None, batch_idx: BatchIdx
-) -> Sequence[str] | None:
-    """The labels of the positions: those given, else the traced tokens."""
-    if seq_labels is not None:
-        if not isinstance(seq_labels, Iterable):
-            raise FigureError(f"seq_labels must be a list of strings; got {seq_labels!r}.")
-        labels = [seq_labels] if isinstance(seq_labels, str) else list(seq_labels)
-        if graph.seq_len is not None and len(labels) != graph.seq_len:
-            raise FigureError(
-                f"seq_labels must label every position: expected {graph.seq_len} labels, got "
-                f"{len(labels)}."
-            )
-        return [str(label) for label in labels]
-    if graph.seq_len is None or trace is None or batch_idx == "mean" or batch_idx >= trace.batch:
-        return None
-    strings = trace.token_strings(batch_idx)
-    return strings if strings is not None and len(strings) == graph.seq_len else None
-
-
-WHAT_LABELS_SAY: dict[Any, str] = {
-    "norms": "‖current‖→‖patched‖ Δ‖patched − current‖{mask} of what its source wrote",
-    "cosine": "the cosine of current and patched{mask}",
-    "projection": "current→patched along {direction}{mask}",
-    "tokens": "the tokens whose logits {what} raises and lowers most{mask}",
-    "values": "the first values of what it carried{mask}",
-}
-WHAT_WIDTHS_SAY: dict[Any, str] = {
-    "mask": "|mask|",
-    "delta": "‖patched − current‖",
-    "received": "‖received‖",
-    "projection": "|what patching adds along {direction}|",
-}
 
 
 def _live_note(
@@ -393,65 +307,3 @@ def _score_note(drawn: list[DrawnEdge], threshold: float) -> str:
 
 def _which(drawn: list[DrawnEdge]) -> str:
     return "each edge" if len(drawn) <= MOST_SHORT_LABELS else f"the {MOST_SHORT_LABELS} widest"
-
-
-def _style(
-    trace: Trace | None,
-    prune_scores: PruneScores | None,
-    label: Any,
-    width: Any,
-    direction: Any,
-) -> LiveStyle:
-    """Check what a user asks for on the edges of a traced pass."""
-    if prune_scores is not None and any(one is not None for one in (label, width, direction)):
-        raise FigureError(
-            "label, width and direction are for the activations of a traced pass; with prune_scores "
-            "the scores alone are drawn. Leave either out."
-        )
-    style = LiveStyle(label or PLAIN.label, width or PLAIN.width)
-    label, width = style.label, style.width
-    if not callable(label) and not (isinstance(label, str) and label in WHAT_LABELS_SAY):
-        raise FigureError(
-            f"label must be one of {', '.join(WHAT_LABELS_SAY)}, or a function of an EdgeFlow; got "
-            f"{label!r}."
-        )
-    if not (isinstance(width, str) and width in WHAT_WIDTHS_SAY):
-        raise FigureError(f"width must be one of {', '.join(WHAT_WIDTHS_SAY)}; got {width!r}.")
-    if trace is None or prune_scores is not None:
-        return PLAIN
-    needs = [
-        f'{name}="projection"'
-        for name, own in (("label", label), ("width", width))
-        if own == "projection"
-    ]
-    if needs and direction is None:
-        raise FigureError(
-            f"{needs[0]} needs direction=: two tokens such as (' Mary', ' John'), or a vector of "
-            "d_model numbers."
-        )
-    if trace.patched is None and (label == "cosine" or width == "delta"):
-        raise FigureError(
-            "Nothing was patched in this pass, so there is no change to show: label="
-            f"{label!r}, width={width!r}. Trace it with corrupt= or patched=."
-        )
-    try:
-        found = None if direction is None else Direction.read(trace, direction)
-        if label == "tokens":
-            Lens.of(trace, 0)  # refuse before anything is drawn
-    except InputError as error:
-        raise FigureError(str(error)) from error
-    return replace(style, direction=found)
-
-
-def _theme(name: Any) -> Theme:
-    if not isinstance(name, str) or name not in THEMES:
-        raise FigureError(f"theme must be one of {', '.join(THEMES)}; got {name!r}.")
-    return THEMES[name]
-
-
-def _check_max_edges(max_edges: Any) -> None:
-    if max_edges is None:
-        return
-    number = whole_number(max_edges)
-    if number is None or number < 1:
-        raise FigureError(f"max_edges must be a whole number above 0, or None; got {max_edges!r}.")

@@ -152,7 +152,7 @@ def score_edges(
         edge, weight = graph.edge_at(numbers[place]), weights[place]
         label = BREAK.join([escape_name(edge.name), f"score {mask_text(weight)}"])
         drawn.append(
-            DrawnEdge(edge, weight, label, _tag(edge) + mask_text(weight), _sign_color(weight))
+            DrawnEdge(edge, weight, label, edge_tag(edge) + mask_text(weight), _sign_color(weight))
         )
     return drawn
 
@@ -172,7 +172,7 @@ def live_edges(
     edges = [trace.graph.edge_at(one) for one in found]
     if max_edges is not None and len(edges) > max_edges:
         numbers = edge_numbers(trace, edges, batch_idx, direction=style.direction)
-        widths = _widths(numbers, style).double().abs()
+        widths = widths_of(numbers, style).double().abs()
         change = numbers.delta_norm if trace.patched else numbers.current_norm
         change = change.double().nan_to_num()
         order = widths + 1e-9 * widths.max() * change / change.max().clamp_min(1e-30)
@@ -189,7 +189,7 @@ def label_live(
     numbers = edge_numbers(trace, edges, batch_idx, N_VALUES, style.direction)
     values = numbers.received_values.tolist()
     total = trace.current.sites[0].d_model
-    widths = torch.nan_to_num(_widths(numbers, style), nan=0.0, posinf=0.0, neginf=0.0).tolist()
+    widths = torch.nan_to_num(widths_of(numbers, style), nan=0.0, posinf=0.0, neginf=0.0).tolist()
     columns = _columns(numbers)
     tokens = top_tokens(trace, edges, batch_idx, N_TOKENS) if style.label == "tokens" else None
     drawn = []
@@ -219,7 +219,7 @@ def label_live(
         by_sign = style.width == "projection"
         color = PATCHED if weight == 1 else CURRENT if weight == 0 else BETWEEN
         color = _sign_color(widths[row]) if by_sign else color
-        drawn.append(DrawnEdge(edge, widths[row], BREAK.join(lines), _tag(edge) + own, color))
+        drawn.append(DrawnEdge(edge, widths[row], BREAK.join(lines), edge_tag(edge) + own, color))
     return drawn
 
 
@@ -255,7 +255,7 @@ def _columns(numbers: EdgeNumbers) -> dict[str, list[float]]:
     return {name: column.tolist() for name, column in columns.items() if column is not None}
 
 
-def _widths(numbers: EdgeNumbers, style: LiveStyle) -> torch.Tensor:
+def widths_of(numbers: EdgeNumbers, style: LiveStyle) -> torch.Tensor:
     """What an edge's width stands for."""
     if style.width == "delta":
         return numbers.delta_norm
@@ -300,7 +300,7 @@ def _sign_color(weight: float) -> str:
     return POSITIVE if weight > 0 else NEGATIVE if weight < 0 else ZERO
 
 
-def _tag(edge: Edge) -> str:
+def edge_tag(edge: Edge) -> str:
     """The input of the destination node that the edge enters, "Q ", where it has several."""
     name, unit = edge.dest.name, edge.dest.unit
     return escape_name(name[len(unit) :].lstrip(".")) + " " if name != unit else ""

@@ -34,8 +34,9 @@ CROSSING = 100
 NODE_WEIGHT = 3
 """A label on a node or a name is so much worse than one on another label."""
 
-LABEL_PLACES = (0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74)
+LABEL_PLACES = (0.5, 0.46, 0.54, 0.42, 0.58, 0.38, 0.62, 0.34, 0.66, 0.3, 0.7, 0.26, 0.74)
 """Where on its link a label is tried, from the middle outwards."""
+LABEL_ROUNDS = 6
 
 Point = tuple[float, float]
 
@@ -183,16 +184,29 @@ def place_labels(
 ) -> list[Point]:
     """Put a label of the given extents on each link where it covers least of what is there."""
     fixed = [*placed.nodes, *taken]
-    labels: list[Box] = []
+    places = [
+        [Box(*_on_link(placed.nodes, flow, ends, where), length, breadth) for where in LABEL_PLACES]
+        for flow, ends, (length, breadth) in zip(flows, placed.ends, sizes, strict=True)
+    ]
+    on_fixed = [[sum(box.overlap(other) for other in fixed) for box in tried] for tried in places]
+    labels: list[Box | None] = [None] * len(places)
 
-    def covered(box: Box) -> int:
-        on_fixed = sum(box.overlap(other) for other in fixed)
-        return round(NODE_WEIGHT * on_fixed + sum(box.overlap(other) for other in labels))
+    def covered(number: int, place: int) -> int:
+        box = places[number][place]
+        others = (label for other, label in enumerate(labels) if other != number and label)
+        on_labels = sum(box.overlap(other) for other in others)
+        return round(NODE_WEIGHT * on_fixed[number][place] + on_labels)
 
-    for flow, ends, (length, breadth) in zip(flows, placed.ends, sizes, strict=True):
-        tried = [_on_link(placed.nodes, flow, ends, where) for where in LABEL_PLACES]
-        labels.append(min((Box(*at, length, breadth) for at in tried), key=covered))
-    return [(label.along, label.across) for label in labels]
+    # The first round puts each label beside those before it, the next ones beside all others.
+    for _ in range(LABEL_ROUNDS):
+        moved = False
+        for number, tried in enumerate(places):
+            best = tried[min(range(len(tried)), key=lambda place, n=number: covered(n, place))]
+            moved = moved or best != labels[number]
+            labels[number] = best
+        if not moved:
+            break
+    return [(label.along, label.across) for label in labels if label]
 
 
 def middles(placed: Placed, flows: Sequence[Flow]) -> list[Point]:

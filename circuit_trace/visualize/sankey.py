@@ -12,6 +12,7 @@ from circuit_trace.anatomy import NodeKind
 from circuit_trace.visualize.companion import FONT_SIZE, HEADER_HEIGHT, ROW_HEIGHT, Table
 from circuit_trace.visualize.layout import NODE_THICKNESS, Point
 from circuit_trace.visualize.spec import (
+    HEADING_HEIGHT,
     NAME_SIZE,
     NOTE_SIZE,
     SHORT_SIZE,
@@ -106,11 +107,12 @@ def sankey(
 def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> go.Figure:
     """The whole diagram as a Plotly figure, independent of Plotly's global template."""
     bottom = diagram.bottom_margin
+    top = TOP_MARGIN + (HEADING_HEIGHT if diagram.headings else 0)
     layout = go.Layout(
         template=go.layout.Template(),
         width=round(diagram.plot_width + diagram.left_margin + SIDE_MARGIN),
-        height=round(diagram.plot_height + TOP_MARGIN + bottom),
-        margin={"l": diagram.left_margin, "r": SIDE_MARGIN, "t": TOP_MARGIN, "b": bottom},
+        height=round(diagram.plot_height + top + bottom),
+        margin={"l": diagram.left_margin, "r": SIDE_MARGIN, "t": top, "b": bottom},
         paper_bgcolor=theme.paper,
         plot_bgcolor=theme.paper,
         font={"family": FONT, "size": NAME_SIZE, "color": theme.ink},
@@ -118,6 +120,7 @@ def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> go.Figure:
         xaxis={"visible": False},  # Plotly draws axes where there is no diagram
         yaxis={"visible": False},
         annotations=[
+            *_headings(diagram),
             *_titles(diagram),
             *_names(diagram),
             *_short_labels(diagram, theme),
@@ -170,9 +173,18 @@ def _annotation(x: float, y: float, text: str, **more: Any) -> dict[str, Any]:
 
 
 def _in_panel(diagram: Diagram, panel: Panel, at: Point, text: str, **more: Any) -> dict[str, Any]:
-    """An annotation centred at a point given in pixels from the panel's top left corner."""
+    """An annotation centred at a point in pixels from the plot's left edge and the panel's top."""
     x, y = at[0] / diagram.plot_width, 1 - (panel.top + at[1]) / diagram.plot_height
     return _annotation(x, y, text, xanchor="center", yanchor="middle", **more)
+
+
+def _headings(diagram: Diagram) -> list[dict[str, Any]]:
+    """What each of the diagrams side by side shows."""
+    style = {"xanchor": "center", "yanchor": "bottom", "font": {"size": TITLE_SIZE}}
+    return [
+        _annotation(x / diagram.plot_width, 1, f"<b>{name}</b>", yshift=TOP_MARGIN, **style)
+        for x, name in diagram.headings
+    ]
 
 
 def _titles(diagram: Diagram) -> list[dict[str, Any]]:

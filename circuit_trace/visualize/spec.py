@@ -23,7 +23,7 @@ from circuit_trace.visualize.layout import (
     plotly_padding,
 )
 from circuit_trace.visualize.plotly_layout import Flow, plotly_total, stack
-from circuit_trace.visualize.text import BREAK, escape_name, text_size, token_label
+from circuit_trace.visualize.text import BREAK, escape, escape_name, text_size, token_label
 
 Orientation = Literal["h", "v"]
 
@@ -35,13 +35,21 @@ WIDEST = 26
 TALLEST_LINKS = 900
 """Pixels that all links of a figure side by side get at most; then they become thinner."""
 COLUMN_STEP = {"h": 150, "v": 92}
-"""Pixels from one column of nodes to the next, enough for a link's label between them."""
+"""Pixels from one column of nodes to the next, at least."""
+WIDEST_STEP = 330
+"""Where the flow runs across, columns stand so far apart that a link's label fits between them, but
+no further than this."""
+BESIDE_LABEL = 32
+"""Pixels of a column's step that a label leaves to nodes and their names."""
 NODE_GAP = {"h": 24, "v": 84}
 """Pixels between two nodes of a column: a name above a node, or to the left of it."""
 SMALLEST_PANEL = 64
 EMPTY_PANEL = 30
 """Height of a position without edges."""
 PANEL_GAP = 22
+SIDE_GAP = 90
+"""Pixels between diagrams side by side: half a node's name stands on either side."""
+HEADING_HEIGHT = 30
 NARROWEST = {"h": 540, "v": 420}
 LABEL_MARGIN = 150
 TITLE_SHIFT = 44
@@ -60,7 +68,7 @@ NOTE_SIZE, NOTE_LINE = 11, 15
 @dataclass(frozen=True)
 class Node:
     """A node of a panel: Plotly's coordinates of its centre, in fractions of the domain, and the
-    centre of its name in pixels from the panel's top left corner."""
+    centre of its name in pixels from the plot's left edge and the panel's top."""
 
     name: str
     kind: NodeKind
@@ -72,7 +80,7 @@ class Node:
 @dataclass(frozen=True)
 class Link:
     """A link of a panel: indices of its nodes, its width, what it says in full and in short, its
-    colour, and the centre of its short label in pixels from the panel's top left corner."""
+    colour, and the centre of its short label in pixels as of a node's name."""
 
     source: int
     target: int
@@ -107,6 +115,9 @@ class Panel:
 class Diagram:
     """A whole figure: its panels from top to bottom, its size and its words, and the table below.
 
+    `headings` stand above panels that are side by side, each centred at its pixels from the plot's
+    left edge.
+
     The words stand `panels_height` pixels below the plot's top. They lie below the plot, where
     there is no table; a table is in the plot, and so are words above it.
     """
@@ -120,6 +131,7 @@ class Diagram:
     note: str
     legend: tuple[tuple[str, str], ...]
     table: Table | None = None
+    headings: tuple[tuple[float, str], ...] = ()
 
     @property
     def n_links(self) -> int:
@@ -163,10 +175,12 @@ class _Content:
     columns: list[int]
     n_columns: int
     flows: list[Flow]
+    step: float
 
-    def length(self, orientation: Orientation) -> float:
+    @property
+    def length(self) -> float:
         """Pixels along the flow."""
-        return float(COLUMN_STEP[orientation] * max(self.n_columns - 1, 1))
+        return self.step * max(self.n_columns - 1, 1)
 
     @property
     def weight(self) -> float:
@@ -196,44 +210,106 @@ def build_diagram(
 
     The heights of the panels' domains are in proportion to the edge weight they hold.
     """
-    written = set(strongest([one.weight for one in drawn], MOST_SHORT_LABELS))
-    drawn = [one if place in written else replace(one, short="") for place, one in enumerate(drawn)]
+    return build_side_by_side(
+        graph,
+        {"": drawn},
+        titles=titles,
+        show_all_seq_pos=show_all_seq_pos,
+        layer_spacing=layer_spacing,
+        orientation=orientation,
+        note=note,
+        legend=legend,
+        hidden=hidden,
+        table=table,
+    )
+
+
+def build_side_by_side(
+    graph: Graph,
+    sides: Mapping[str, Sequence[DrawnEdge]],
+    *,
+    titles: Sequence[str] | None,
+    show_all_seq_pos: bool,
+    layer_spacing: bool,
+    orientation: Orientation,
+    note: str,
+    legend: tuple[tuple[str, str], ...],
+    hidden: Mapping[int | None, int] | None = None,
+    table: Table | None = None,
+) -> Diagram:
+    """As `build_diagram`, for several sets of edges in one scale, each below its heading."""
+    n_sides = len(sides)
+    every = [one for drawn in sides.values() for one in drawn]
     hidden = hidden or {}
-    by_position: dict[int | None, list[DrawnEdge]] = {}
+    positions = sorted({one.edge.seq_idx for one in every}, key=_place_of)
     if show_all_seq_pos:
-        positions = [None] if graph.seq_len is None else range(graph.seq_len)
-        by_position = {position: [] for position in positions}
-    for one in drawn:
-        by_position.setdefault(one.edge.seq_idx, []).append(one)
-    order = sorted(by_position, key=lambda position: -1 if position is None else position)
+        positions = [None] if graph.seq_len is None else list(range(graph.seq_len))
     # Panels one above the other share their columns where the flow runs across, so that a node
     # stands at one place in all of them.
     contents = []
-    for position in order:
-        shared = drawn if orientation == "h" else by_position[position]
+    at_positions = [_by_position(drawn) for drawn in sides.values()]
+    shown = [one for found in at_positions for drawn in found.values() for one in drawn]
+    step = _step(shown, orientation)
+    for position in positions:
+        here = [found.get(position, []) for found in at_positions]
+        shared = every if orientation == "h" else [one for drawn in here for one in drawn]
         depths = _depths(graph, shared, layer_spacing)
-        contents.append(_content(position, by_position[position], depths))
+        contents += [_content(position, drawn, depths, step) for drawn in here]
     width, slots = (_arrange_across if orientation == "h" else _arrange_down)(contents)
     scales = [slot.scale for slot in slots if slot.scale]
     if scales and max(scales) > 1.01 * min(scales):
-        note += " Each position has its own scale of widths."
-    panels_height = sum(slot.room for slot in slots) + PANEL_GAP * max(len(slots) - 1, 0)
+        which = "position" if n_sides == 1 else "diagram"
+        note += f" Each {which} has its own scale of widths."
+    rows = [slots[start : start + n_sides] for start in range(0, len(slots), n_sides)]
+    rooms = [max(slot.room for slot in row) for row in rows]
+    panels_height = sum(rooms) + PANEL_GAP * max(len(rooms) - 1, 0)
     plot_height = panels_height = panels_height or SMALLEST_PANEL
+    plot_width = n_sides * width + SIDE_GAP * (n_sides - 1)
     if table is not None:
-        width = max(width, float(ceil(sum(table.widths))))
-        plot_height += _words_height(note, width) + table.height
+        plot_width = max(plot_width, float(ceil(sum(table.widths))))
+        plot_height += _words_height(note, plot_width) + table.height
     panels, top = [], 0.0
-    for content, slot in zip(contents, slots, strict=True):
-        title = _title(content.seq_idx, titles, hidden.get(content.seq_idx, 0))
-        area = _Area(width, plot_height, top, slot.room, *slot.domain)
-        breadth = area.breadth(orientation)
-        placed = _placed(content, slot.length, breadth, slot.pad, orientation)
-        panels.append(_panel(content, placed, area, title, slot.pad, orientation))
-        top += slot.room + PANEL_GAP
+    lefts = [number * (width + SIDE_GAP) for number in range(n_sides)]
+    for number, (row, room) in enumerate(zip(rows, rooms, strict=True)):
+        for side, slot in enumerate(row):
+            content = contents[number * n_sides + side]
+            title = _title(content.seq_idx, titles, hidden.get(content.seq_idx, 0))
+            area = _Area(plot_width, plot_height, lefts[side], width, top, room, *slot.domain)
+            breadth = area.breadth(orientation)
+            placed = _placed(content, slot.length, breadth, slot.pad, orientation)
+            title = None if side else title
+            panels.append(_panel(content, placed, area, title, slot.pad, orientation))
+        top += room + PANEL_GAP
     left = _margin_for([panel.title for panel in panels if panel.title])
-    return Diagram(
-        tuple(panels), orientation, width, plot_height, panels_height, left, note, legend, table
+    headings = tuple(
+        (at + width / 2, escape(name)) for at, name in zip(lefts, sides, strict=True) if name
     )
+    return Diagram(
+        tuple(panels),
+        orientation,
+        plot_width,
+        plot_height,
+        panels_height,
+        left,
+        note,
+        legend,
+        table,
+        headings,
+    )
+
+
+def _place_of(position: int | None) -> int:
+    return -1 if position is None else position
+
+
+def _by_position(drawn: Sequence[DrawnEdge]) -> dict[int | None, list[DrawnEdge]]:
+    """The edges of each position, the widest of them all with their short labels."""
+    written = set(strongest([one.weight for one in drawn], MOST_SHORT_LABELS))
+    found: dict[int | None, list[DrawnEdge]] = {}
+    for number, one in enumerate(drawn):
+        shown = one if number in written else replace(one, short="")
+        found.setdefault(one.edge.seq_idx, []).append(shown)
+    return found
 
 
 @dataclass(frozen=True)
@@ -254,7 +330,7 @@ def _arrange_across(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
     That height is in proportion to the weight, so panels would draw one weight in several widths;
     Plotly's padding brings those drawn wider down to the others, as far as it goes.
     """
-    width = max([content.length("h") for content in contents] + [float(NARROWEST["h"])])
+    width = max([content.length for content in contents] + [float(NARROWEST["h"])])
     held = [content for content in contents if content.drawn]
     common = min((one.weight / one.total for one in held), default=0.0)
     slots = [_Slot(width, EMPTY_PANEL, (width, EMPTY_PANEL)) for _ in contents]
@@ -286,9 +362,9 @@ def _arrange_down(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
     if held:  # a domain is as broad as its fullest column
         widest = max(flow.value for content in held for flow in content.flows)
         scale = min(WIDEST / widest, TALLEST_LINKS / max(content.total for content in held))
-    placed = [_placed(one, one.length("v"), scale * one.total, 0.0, "v") for one in contents]
+    placed = [_placed(one, one.length, scale * one.total, 0.0, "v") for one in contents]
     width = float(ceil(max([one.breadth for one in placed] + [NARROWEST["v"]])))
-    rooms = [content.length("v") + NAME_SIZE for content in contents]
+    rooms = [content.length + NAME_SIZE for content in contents]
     per_weight = min(
         (room / one.weight for room, one in zip(rooms, contents, strict=True) if one.drawn),
         default=0.0,
@@ -297,7 +373,7 @@ def _arrange_down(contents: Sequence[_Content]) -> tuple[float, list[_Slot]]:
     for content, room in zip(contents, rooms, strict=True):
         if content.drawn:
             domain = (content.total * scale, content.weight * per_weight)
-            slots.append(_Slot(content.length("v"), room, domain, scale=scale))
+            slots.append(_Slot(content.length, room, domain, scale=scale))
         else:
             slots.append(_Slot(0.0, EMPTY_PANEL, (width, EMPTY_PANEL)))
     return width, slots
@@ -314,9 +390,10 @@ def lone_panel(
     orientation: Orientation,
 ) -> Panel:
     """Lay the edges of one position out so that they fill a domain of `size` pixels."""
-    content = _content(seq_idx, drawn, _depths(graph, drawn, layer_spacing))
     width, height = size
     length, breadth = (width, height) if orientation == "h" else (height, width)
+    depths = _depths(graph, drawn, layer_spacing)
+    content = _content(seq_idx, drawn, depths, length / max(len(depths) - 1, 1))
     gap = float(NODE_GAP["h"])
     pad = plotly_padding(content.columns, content.flows, breadth, gap) if drawn else 0.0
     placed = place(
@@ -328,7 +405,7 @@ def lone_panel(
         gap=gap,
         breadth=breadth,
     )
-    area = _Area(width, height, 0.0, height, width, height)
+    area = _Area(width, height, 0.0, width, 0.0, height, width, height)
     panel = _panel(content, placed, area, None, pad, orientation)
     return Panel(
         seq_idx, None, 0.0, (0.0, 1.0), interval, panel.nodes, panel.links, pad, content.n_columns
@@ -341,6 +418,8 @@ class _Area:
 
     plot_width: float
     plot_height: float
+    left: float
+    width: float
     top: float
     room: float
     domain_width: float
@@ -349,8 +428,13 @@ class _Area:
     @property
     def x_domain(self) -> tuple[float, float]:
         """The domain's sides in fractions of the plot."""
-        left = (self.plot_width - self.domain_width) / 2 / self.plot_width
-        return max(left, 0.0), min(1 - left, 1.0)
+        left = self.domain_left / self.plot_width
+        return max(left, 0.0), min(left + self.domain_width / self.plot_width, 1.0)
+
+    @property
+    def domain_left(self) -> float:
+        """Pixels from the plot's left edge to the domain's."""
+        return self.left + (self.width - self.domain_width) / 2
 
     @property
     def y_domain(self) -> tuple[float, float]:
@@ -374,7 +458,18 @@ def _depths(graph: Graph, drawn: Sequence[DrawnEdge], layer_spacing: bool) -> Se
     return sorted({depth for _, depth in _units(drawn).values()})
 
 
-def _content(seq_idx: int | None, drawn: Sequence[DrawnEdge], depths: Sequence[int]) -> _Content:
+def _step(drawn: Sequence[DrawnEdge], orientation: Orientation) -> float:
+    """Pixels from one column to the next."""
+    least = float(COLUMN_STEP[orientation])
+    if orientation == "v":
+        return least
+    labels = [text_size(one.short, SHORT_SIZE)[0] for one in drawn if one.short]
+    return max(least, min(BESIDE_LABEL + max(labels, default=0.0), WIDEST_STEP))
+
+
+def _content(
+    seq_idx: int | None, drawn: Sequence[DrawnEdge], depths: Sequence[int], step: float
+) -> _Content:
     units = _units(drawn)
     column = {depth: number for number, depth in enumerate(depths)}
     index = {name: number for number, name in enumerate(units)}
@@ -384,7 +479,7 @@ def _content(seq_idx: int | None, drawn: Sequence[DrawnEdge], depths: Sequence[i
         for one in drawn
     ]
     columns = [column[depth] for _, depth in units.values()]
-    return _Content(seq_idx, drawn, units, columns, len(depths), flows)
+    return _Content(seq_idx, drawn, units, columns, len(depths), flows, step)
 
 
 def _units(drawn: Sequence[DrawnEdge]) -> dict[str, tuple[NodeKind, int]]:
@@ -419,11 +514,12 @@ def _panel(
     """Turn boxes along and across the flow into Plotly's coordinates and pixels of the slot."""
     is_h = orientation == "h"
     # Centre what was placed in the slot.
-    shift = (area.room - placed.breadth) / 2 if is_h else (area.plot_width - placed.breadth) / 2
-    lead = 0.0 if is_h else (area.room - _length(placed)) / 2
+    middle = area.room / 2 if is_h else area.left + area.width / 2
+    shift = middle - placed.breadth / 2
+    lead = area.domain_left if is_h else (area.room - content.length) / 2
     names = [escape_name(name) for name in content.units]
     domain_top = (area.room - area.domain_height) / 2
-    domain_left = (area.plot_width - area.domain_width) / 2
+    domain_left = area.domain_left
 
     def in_slot(along: float, across: float) -> Point:
         return (along + lead, across + shift) if is_h else (across + shift, along + lead)
@@ -474,11 +570,6 @@ def _panel(
         pad,
         content.n_columns,
     )
-
-
-def _length(placed: Placed) -> float:
-    ends = [box.along for box in placed.nodes]
-    return max(ends, default=0.0) + min(ends, default=0.0)
 
 
 def _name_box(node: Box, name: str, is_h: bool) -> Box:

@@ -1,0 +1,266 @@
+"""`draw_difference`: two passes, or two sets of scores, in one picture or side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+import torch
+
+from circuit_trace.errors import FigureError
+from circuit_trace.graph import Graph
+from circuit_trace.plan import PruneScores, check_scores
+from circuit_trace.trace import BatchIdx, Trace, edge_numbers
+from circuit_trace.visualize.draw import present
+from circuit_trace.visualize.edges import (
+    DrawnEdge,
+    LiveStyle,
+    Width,
+    edge_tag,
+    numbers_above,
+    strongest,
+    widths_of,
+)
+from circuit_trace.visualize.options import (
+    MAX_EDGES,
+    WHAT_WIDTHS_SAY,
+    ThemeName,
+    check_max_edges,
+    check_options,
+    live_style,
+    position_titles,
+    theme_named,
+)
+from circuit_trace.visualize.spec import Orientation, build_side_by_side
+from circuit_trace.visualize.text import BREAK, escape, escape_name, mask_text, number
+from circuit_trace.visualize.write import check_path
+
+if TYPE_CHECKING:
+    from circuit_trace.model import PatchableModel
+
+SAME = 0.01
+"""Sizes that differ by less than this share of the larger one count as unchanged."""
+
+# From the colour-blind safe palette of Okabe & Ito.
+APPEARED, GREW, SHRANK, VANISHED = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
+TURNED, UNCHANGED = "#CC79A7", "#6E6E6E"
+LEGEND = (
+    (APPEARED, "appeared"),
+    (GREW, "grew"),
+    (UNCHANGED, "unchanged"),
+    (SHRANK, "shrank"),
+    (VANISHED, "vanished"),
+    (TURNED, "changed sign"),
+)
+
+
+def draw_difference(
+    before: Trace | PruneScores,
+    after: Trace | PruneScores,
+    *,
+    model: PatchableModel | Trace | None = None,
+    side_by_side: bool = False,
+    names: Sequence[str] = ("before", "after"),
+    width: Width | None = None,
+    direction: torch.Tensor | Sequence[float] | Sequence[str] | None = None,
+    score_threshold: float = 0.01,
+    show_all_seq_pos: bool = False,
+    seq_labels: Sequence[str] | None = None,
+    layer_spacing: bool = False,
+    orientation: Orientation = "h",
+    batch_idx: BatchIdx = 0,
+    max_edges: int | None = MAX_EDGES,
+    theme: ThemeName = "light",
+    display_ipython: bool = True,
+    file_path: str | Path | None = None,
+) -> go.Figure:
+    """Draw what changed between two traced passes of one model, or between two sets of scores.
+
+    An edge has two values, such as its masks or its scores. Colours tell whether it appeared (only
+    the second value reaches the threshold), vanished, grew, shrank, changed its sign or stayed. In
+    one diagram an edge is as wide as the larger value, labelled with both; side by side each
+    diagram has its own values, in one scale.
+
+    >>> import torch, circuit_trace as ct
+    >>> model = ct.wrap(ct.load_model("bundled"))
+    >>> few = {"blocks.1.hook_resid_post": torch.eye(11)[3]}
+    >>> more = {"blocks.1.hook_resid_post": torch.eye(11)[3] * 2 + torch.eye(11)[4]}
+    >>> figure = draw_difference(few, more, model=model)
+    >>> [label.split("<br>")[1] for label in figure.data[0].link.label]
+    ['grew: 1.00→2.00', 'appeared: 0.00→1.00']
+
+    Args:
+        before: The first `Trace`, or `PruneScores`.
+        after: The second of the same kind and model.
+        model: The model that scores belong to; traces need none.
+        side_by_side: Draw two diagrams rather than one.
+        names: What the two are called.
+        width: For traces, what is compared, as in `draw_seq_graph`; None compares the masks where
+            they differ, else ‖received‖. Anything but masks is compared on the edges that either
+            pass patched or named, or on all edges where there are none.
+        direction: As in `draw_seq_graph`.
+        score_threshold: The smallest |value| that is shown.
+        show_all_seq_pos: As in `draw_seq_graph`, and so are all that follow.
+        seq_labels: A label for each position.
+        layer_spacing: Put every node at its layer's place.
+        orientation: "h" from left to right, "v" from top to bottom.
+        batch_idx: An element of the batch, or "mean".
+        max_edges: At most so many edges are drawn: those that change most, and of those that change
+            equally the widest.
+        theme: "light" or "dark".
+        display_ipython: Show the figure if this runs inside IPython.
+        file_path: Write the figure too.
+
+    Raises:
+        FigureError: The two cannot be compared, or as `draw_seq_graph`.
+    """
+    check_options(score_threshold, orientation)
+    check_max_edges(max_edges)
+    path = None if file_path is None else check_path(file_path)
+    colors = theme_named(theme)
+    names = _names(names)
+    graph = _graph(before, after, model)
+    if isinstance(before, Trace) and isinstance(after, Trace):
+        found, firsts, seconds, what = _flows(before, after, width, direction, batch_idx)
+        trace: Trace | None = after
+    else:
+        if width is not None or direction is not None:
+            raise FigureError("width and direction are for traces; scores are compared themselves.")
+        found, firsts, seconds = _scores(graph, before, after)
+        trace, what = None, "|score|"
+    kept = _kept(firsts, seconds, score_threshold, max_edges)
+    n_changed = len(_kept(firsts, seconds, score_threshold, None))
+    union, sides = [], ([], [])
+    for place in kept:
+        pair = firsts[place], seconds[place]
+        one = _drawn(graph, found[place], pair, score_threshold)
+        union.append(one)
+        for side, value in zip(sides, pair, strict=True):
+            if abs(value) >= score_threshold:
+                short = edge_tag(one.edge) + _text(value)
+                side.append(replace(one, weight=value, short=short))
+    shown = {names[0]: sides[0], names[1]: sides[1]} if side_by_side else {"": union}
+    note = f"Width: {what}"
+    if not side_by_side:
+        note += f", the larger of both. On each edge: {escape(names[0])}→{escape(names[1])}"
+    note += "."
+    if not kept:
+        note = f"Nothing reaches {mask_text(score_threshold)} in either."
+    if len(kept) < n_changed:
+        note += (
+            f" Not drawn: {n_changed - len(kept):,} edges that change less (max_edges={max_edges})."
+        )
+    diagram = build_side_by_side(
+        graph,
+        shown,
+        titles=position_titles(graph, trace, seq_labels, batch_idx),
+        show_all_seq_pos=show_all_seq_pos,
+        layer_spacing=layer_spacing,
+        orientation=orientation,
+        note=note,
+        legend=LEGEND,
+    )
+    return present(diagram, colors, display_ipython, path)
+
+
+def _graph(before: Any, after: Any, model: Any) -> Graph:
+    if isinstance(before, Trace) != isinstance(after, Trace):
+        raise FigureError("Compare two traces, or two sets of scores; got one of each.")
+    if isinstance(before, Trace):
+        if before.graph is not after.graph and before.graph.nodes != after.graph.nodes:
+            raise FigureError(
+                f"The two traces are of different models: {len(before.graph.nodes)} nodes and "
+                f"{len(after.graph.nodes)}."
+            )
+        if before.graph.seq_len != after.graph.seq_len:
+            raise FigureError(
+                "The two traces must tell the same positions apart: their models were wrapped with "
+                f"seq_len={before.graph.seq_len} and {after.graph.seq_len}."
+            )
+        return after.graph
+    graph = getattr(model, "graph", None)
+    if not isinstance(graph, Graph):
+        raise FigureError(
+            "Scores need the model that they belong to: draw_difference(before, after, model=model)."
+        )
+    return graph
+
+
+def _names(names: Any) -> tuple[str, str]:
+    listed = [str(name) for name in names] if isinstance(names, list | tuple) else []
+    if len(listed) != 2 or listed[0] == listed[1] or not all(listed):
+        raise FigureError(f"names must be two different names; got {names!r}.")
+    return listed[0], listed[1]
+
+
+Compared = tuple[list[int], list[float], list[float]]
+"""Numbers of edges, and their values in the first and the second."""
+
+
+def _scores(graph: Graph, before: Any, after: Any) -> Compared:
+    checked = [
+        check_scores(graph, scores, f"The {which} scores")
+        for which, scores in (("first", before), ("second", after))
+    ]
+    maps = [dict(zip(*numbers_above(graph, one, 0.0), strict=True)) for one in checked]
+    found = sorted(n for n in maps[0].keys() | maps[1].keys() if any(m.get(n) for m in maps))
+    first, second = ([values.get(n, 0.0) for n in found] for values in maps)
+    return found, first, second
+
+
+def _flows(
+    before: Trace, after: Trace, width: Any, direction: Any, batch_idx: BatchIdx
+) -> tuple[list[int], list[float], list[float], str]:
+    masks = _scores(after.graph, before.masks, after.masks)
+    if width is None:
+        width = "mask" if masks[1] != masks[2] else "received"
+    if width == "mask":
+        return *masks, WHAT_WIDTHS_SAY["mask"]
+    values: list[list[float]] = []
+    found = sorted({n for trace in (before, after) for n in trace.edges.numbers})
+    found = found or list(range(after.graph.n_edges))
+    edges = [after.graph.edge_at(n) for n in found]
+    style = LiveStyle()
+    for trace in (before, after):
+        trace.check_batch_idx(batch_idx)
+        style = live_style(trace, None, None, width, direction)
+        numbers = edge_numbers(trace, edges, batch_idx, direction=style.direction)
+        values.append(widths_of(numbers, style).double().nan_to_num(0.0, 0.0, 0.0).tolist())
+    name = "" if style.direction is None else style.direction.name
+    return found, values[0], values[1], WHAT_WIDTHS_SAY[width].format(direction=name)
+
+
+def _kept(first: list[float], second: list[float], threshold: float, most: int | None) -> list[int]:
+    """The places of the edges that reach the threshold in either, those that change most."""
+    a, b = torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
+    size = torch.maximum(a.abs(), b.abs())
+    places = (size >= max(threshold, 1e-30)).nonzero()[:, 0]
+    order = (a - b).abs() + 1e-9 * size
+    return [int(places[place]) for place in strongest(order[places], most)]
+
+
+def _drawn(graph: Graph, number: int, values: tuple[float, float], threshold: float) -> DrawnEdge:
+    edge = graph.edge_at(number)
+    change = f"{_text(values[0])}→{_text(values[1])}"
+    color = _color(*values, threshold)
+    said = f"{dict(LEGEND)[color]}: {change}"
+    label = BREAK.join([escape_name(edge.name), said])
+    return DrawnEdge(edge, max(values, key=abs), label, edge_tag(edge) + change, color)
+
+
+def _color(before: float, after: float, threshold: float) -> str:
+    was, now = abs(before) >= threshold, abs(after) >= threshold
+    if was != now:
+        return APPEARED if now else VANISHED
+    if before * after < 0:
+        return TURNED
+    if abs(abs(after) - abs(before)) <= SAME * max(abs(before), abs(after)):
+        return UNCHANGED
+    return GREW if abs(after) > abs(before) else SHRANK
+
+
+def _text(value: float) -> str:
+    return mask_text(value) if abs(value) < 10 else number(value)
