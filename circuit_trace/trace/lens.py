@@ -249,6 +249,8 @@ def top_tokens(
     Raises:
         InputError: As `Lens.of`.
     """
+    if not edges:
+        return []
     elements = range(trace.batch) if batch_idx == "mean" else [int(batch_idx)]
     plans = trace.plan_of([trace.graph.number(edge) for edge in edges])
     keys = [
@@ -256,7 +258,7 @@ def top_tokens(
         for edge, plan in zip(edges, plans, strict=True)
     ]
     rows = {key: (edge, plan) for key, edge, plan in zip(keys, edges, plans, strict=True)}
-    lenses = {element: Lens.of(trace, element) for element in elements} if rows else {}
+    lenses = {element: Lens.of(trace, element) for element in elements}
     vectors = {element: _changes(trace, list(rows.values()), element) for element in elements}
     found: list[tuple[Tokens, Tokens]] = []
     positions = [position for _, position, _ in rows]

@@ -35,7 +35,8 @@ def test_the_shares_of_all_outputs_and_biases_add_up_to_the_logits(name: str) ->
     trace = wrapped(name).trace(CLEAN, corrupt=CORRUPT, edges=edges_of(name))
     received = trace.dest("Resid End").received.sum(0)[1]
     for bias in trace.biases:
-        received = received if bias is None else received + bias.detach()
+        if bias is not None:  # behind a norm it is another at each position
+            received = received + bias.detach().expand(trace.batch, SEQ, -1)[1]
     shares = Lens.of(trace, 1).logits(received, range(SEQ))
     assert trace.unembed is not None
     assert trace.logits is not None

@@ -1,0 +1,54 @@
+"""Put a specification into the page, safely: data is JSON without any markup in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from circuit_trace.visualize.edges import LIVE_LEGEND, PROJECTION_LEGEND, SCORE_LEGEND
+from circuit_trace.visualize.sankey import NODE_NAMES, Theme
+
+MARK = re.compile(r"\{\{(\w+)\}\}")
+
+
+def render(spec: dict[str, Any], theme: Theme) -> str:
+    """The whole page as text; the same specification gives the same bytes."""
+    look = {
+        "nodes": theme.nodes,
+        "node_names": NODE_NAMES,
+        "link_alpha": theme.link_alpha,
+        "legends": {
+            "mask": LIVE_LEGEND,
+            "score": SCORE_LEGEND,
+            "projection": PROJECTION_LEGEND,
+        },
+    }
+    scheme = "dark" if theme.ink > theme.paper else "light"
+    parts = {
+        "colors": f"color-scheme: {scheme}; --paper: {theme.paper}; --ink: {theme.ink}",
+        "css": _asset("explorer.css"),
+        "layout": _asset("layout.js"),
+        "diagram": _asset("diagram.js"),
+        "explorer": _asset("explorer.js"),
+        "plotly": get_plotlyjs(),
+        "data": to_json({"look": look, **spec}),
+    }
+    return MARK.sub(lambda mark: parts[mark[1]], _asset("page.html"))
+
+
+def to_json(data: Any) -> str:
+    r"""JSON that can stand in a script element: nothing in it ends the element or a line.
+
+    >>> to_json(["</script>", "a&b", "\u2028"])
+    '["\\u003c/script\\u003e","a\\u0026b","\\u2028"]'
+    """
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII only
+    return re.sub("[<>&]", lambda char: f"\\u{ord(char[0]):04x}", text)
+
+
+def _asset(name: str) -> str:
+    return files("circuit_trace.visualize.explorer").joinpath(name).read_text(encoding="utf-8")
