@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -221,7 +221,11 @@ class PatchableModel:
         return self.graph.edge(name, seq_idx)
 
     def source_outputs(
-        self, data: Any, ablation: AblationType = AblationType.RESAMPLE
+        self,
+        data: Any,
+        ablation: AblationType = AblationType.RESAMPLE,
+        *,
+        forward: Mapping[str, Any] | None = None,
     ) -> SourceOutputs:
         """Run a prompt, a batch or a dataset and keep what is to be patched in for each source.
 
@@ -235,22 +239,25 @@ class PatchableModel:
                 dataset, any iterable of such batches, or of pairs `(clean, corrupt)` of them, given
                 as tuples, as mappings or as objects with those two names.
             ablation: What becomes of the outputs; see `AblationType`.
+            forward: More arguments of the forward pass, such as `{"attention_mask": mask}` for
+                padded prompts; in passes over a dataset it would be the same for all batches.
 
         Raises:
             InputError: Data of the wrong kind, empty, or batches of unequal length.
         """
         _check_ablation(ablation)
         if ablation.mean_over_dataset:
-            sites, seq = mean_outputs(lambda batch: self._record(batch).outputs, data, ablation)
+            sites, seq = mean_outputs(
+                lambda batch: self._record(batch, forward).outputs, data, ablation
+            )
             return SourceOutputs(self.srcs, sites, 1, seq, ablation)
-        record = self._record(data)
+        record = self._record(data, forward)
         batch, seq = record.outputs[0].code.shape[:2]
         sites = tuple(
             replace(site, code=ablate_batch(site.code, ablation)) for site in record.outputs
         )
         return SourceOutputs(self.srcs, sites, batch, seq, ablation)
 
-    @contextmanager
     def patch(
         self,
         patched: SourceOutputs | None = None,
@@ -258,7 +265,7 @@ class PatchableModel:
         masks: PruneScores | None = None,
         *,
         nodes: NodesArg | None = None,
-    ) -> Iterator[PatchableModel]:
+    ) -> Patching:
         """Patch edges in every forward pass of the model while the context is open, and record it.
 
         The hooks are the only thing that touches the model, and they go when the context closes,
@@ -285,19 +292,24 @@ class PatchableModel:
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
         """
-        plan = make_plan(self.graph, patched, edges, masks, nodes)
+        return Patching(self, make_plan(self.graph, patched, edges, masks, nodes))
+
+    def _enter(self, plan: Plan) -> None:
         self._check_alone()
         self._open.append(plan)
         _PATCHED_BY[self.wrapped_model] = self
         try:
             self._attach()
-            yield self
-        finally:
-            # By identity: contexts of different threads or an ExitStack may close in any order.
-            self._open = [one for one in self._open if one is not plan]
-            if not self._open:
-                del _PATCHED_BY[self.wrapped_model]
-            self._attach()
+        except BaseException:
+            self._leave(plan)
+            raise
+
+    def _leave(self, plan: Plan) -> None:
+        # By identity: contexts of different threads or an ExitStack may close in any order.
+        self._open = [one for one in self._open if one is not plan]
+        if not self._open:
+            _PATCHED_BY.pop(self.wrapped_model, None)
+        self._attach()
 
     def _attach(self) -> None:
         """Put on the hooks of all open contexts together; for an edge of two the inner counts."""
@@ -324,6 +336,7 @@ class PatchableModel:
         patched: SourceOutputs | None = None,
         ablation: AblationType = AblationType.RESAMPLE,
         nodes: NodesArg | None = None,
+        forward: Mapping[str, Any] | None = None,
     ) -> Trace:
         """Run one patched forward pass without gradients and return its record.
 
@@ -346,6 +359,9 @@ class PatchableModel:
             patched: What to patch in, instead of `corrupt`.
             ablation: What becomes of the corrupt prompt's outputs. The means over a dataset take
                 `tokens` as the clean and `corrupt` as the corrupt prompts.
+            nodes: As in `patch`.
+            forward: More arguments of both passes, such as `{"attention_mask": mask}` for prompts
+                that are padded alike.
 
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
@@ -355,12 +371,13 @@ class PatchableModel:
                 "Give either corrupt= or patched=, not both: each says what is patched in."
             )
         _check_ablation(ablation)
+        more = _checked_forward(forward)
         clean = self._to_tokens(tokens)
         with torch.no_grad():
             if patched is None:
-                patched = self._patched_for(clean, corrupt, ablation, edges, masks, nodes)
+                patched = self._patched_for(clean, corrupt, ablation, edges, masks, nodes, more)
             with self.patch(patched, edges=edges, masks=masks, nodes=nodes):
-                self.wrapped_model(clean)
+                self.wrapped_model(clean, **more)
         return self.last_trace
 
     @property
@@ -380,7 +397,14 @@ class PatchableModel:
         return self._last_trace
 
     def _patched_for(
-        self, clean: Any, corrupt: Any, ablation: AblationType, edges: Any, masks: Any, nodes: Any
+        self,
+        clean: Any,
+        corrupt: Any,
+        ablation: AblationType,
+        edges: Any,
+        masks: Any,
+        nodes: Any,
+        forward: Mapping[str, Any],
     ) -> SourceOutputs | None:
         if corrupt is not None:
             corrupt = self._to_tokens(corrupt)
@@ -391,8 +415,8 @@ class PatchableModel:
             return None  # make_plan says what is missing, if anything is
         if ablation.mean_over_dataset:
             pairs = [(clean, clean if corrupt is None else corrupt)]
-            return self.source_outputs(pairs, ablation)
-        return self.source_outputs(clean if corrupt is None else corrupt, ablation)
+            return self.source_outputs(pairs, ablation, forward=forward)
+        return self.source_outputs(clean if corrupt is None else corrupt, ablation, forward=forward)
 
     def _to_tokens(self, tokens: Any) -> Any:
         is_text = isinstance(tokens, str) or (
@@ -444,9 +468,9 @@ class PatchableModel:
             )
         return tokens
 
-    def _record(self, data: Any) -> PassRecord:
+    def _record(self, data: Any, forward: Mapping[str, Any] | None = None) -> PassRecord:
         """Run one batch outside every open patch and return its record."""
-        batch = self._to_tokens(data)
+        batch, more = self._to_tokens(data), _checked_forward(forward)
         self._check_alone()
         session = Session(self.wrapped_model, self.anatomy, reads=False)
         if self._session is not None:
@@ -454,7 +478,7 @@ class PatchableModel:
         try:
             session.attach()
             with torch.no_grad():
-                self.wrapped_model(batch)
+                self.wrapped_model(batch, **more)
         finally:
             session.detach()
             if self._session is not None:
@@ -501,8 +525,40 @@ class PatchableModel:
         )
 
 
+class Patching(AbstractContextManager[PatchableModel]):
+    """A patch that is applied while its `with` block runs. Made by `PatchableModel.patch`."""
+
+    def __init__(self, model: PatchableModel, plan: Plan) -> None:
+        self._model = model
+        self._plan: Plan | None = plan
+
+    def __enter__(self) -> PatchableModel:
+        if self._plan is None:
+            raise InputError(
+                "This patch has been used; each `with` needs one of its own: call model.patch(...) "
+                "again."
+            )
+        self._entered, self._plan = self._plan, None
+        self._model._enter(self._entered)
+        return self._model
+
+    def __exit__(self, *_error: object) -> None:
+        self._model._leave(self._entered)
+
+
 def _fitted(plan: Plan, batch: int, seq: int) -> Plan:
     return replace(plan, patched=plan.patched.fitted(batch, seq)) if plan.patched else plan
+
+
+def _checked_forward(forward: Any) -> Mapping[str, Any]:
+    if forward is None:
+        return {}
+    if not isinstance(forward, Mapping) or not all(isinstance(name, str) for name in forward):
+        raise InputError(
+            "forward must map names of the model's forward arguments to values, such as "
+            f'{{"attention_mask": mask}}; got {forward!r}.'
+        )
+    return forward
 
 
 def _check_ablation(ablation: object) -> None:
@@ -517,8 +573,8 @@ def _check_equal_lengths(lengths: list[int]) -> None:
     if len(set(lengths)) > 1:
         raise InputError(
             f"The prompts of a batch must have the same number of tokens, got {lengths}: padding "
-            "would be patched like text. Run prompts of one length at a time, or tokenize them "
-            "yourself and run the model with an attention mask inside `with model.patch(...)`."
+            "would be patched like text. Run prompts of one length at a time, or tokenize and pad "
+            'them yourself and say where: forward={"attention_mask": mask}, in source_outputs too.'
         )
 
 

@@ -66,7 +66,7 @@ TransformerLens' own converter, `tl_checkpoint_conversion`, came with 4.x: this 
 """
 
 
-def load_model(name: str) -> LensModel:
+def load_model(name: str, kind: ModelKind | None = None) -> LensModel:
     """Load the bundled model, or any other by the name that TransformerLens knows it by.
 
     >>> model = load_model("bundled")
@@ -76,17 +76,17 @@ def load_model(name: str) -> LensModel:
     Args:
         name: "bundled", which needs no network, or a name such as "gpt2", fetched from the
             Hugging Face hub.
-
-    Returns:
-        A HookedTransformer where the installed TransformerLens has one, else a TransformerBridge.
+        kind: "hooked" for a HookedTransformer, "bridge" for a TransformerBridge; None takes the
+            first that the installed TransformerLens has.
 
     Raises:
-        InputError: TransformerLens has no model of this name, or the hub cannot be reached.
+        InputError: TransformerLens has no model of this name or kind, or the hub cannot be reached.
     """
     if name == BUNDLED:
-        return load_bundled_model()
+        return load_bundled_model(kind)
+    kind = _checked_kind(kind)
     try:
-        if "hooked" in available_kinds():
+        if kind == "hooked":
             from transformer_lens import HookedTransformer
 
             return HookedTransformer.from_pretrained(name)
@@ -117,17 +117,7 @@ def load_bundled_model(kind: ModelKind | None = None) -> LensModel:
         InputError: No such kind.
         CircuitTraceError: The installed TransformerLens cannot build that kind.
     """
-    if kind not in (None, "hooked", "bridge"):
-        raise InputError(f"kind must be 'hooked', 'bridge' or None, got {kind!r}")
-    available = available_kinds()
-    if kind is None:
-        kind = available[0]
-    if kind not in available:
-        raise CircuitTraceError(
-            f"TransformerLens {version('transformer-lens')} cannot build the bundled model as "
-            f"{kind!r}. Use kind={available[0]!r}, or install transformer-lens>=3.9,<4, "
-            "which has both kinds."
-        )
+    kind = _checked_kind(kind)
     config = json.loads(_data("config.json"))
     weights = load(_data("model.safetensors"))
     # Building a model draws its initial weights, which are then replaced: draw them aside, so
@@ -135,6 +125,18 @@ def load_bundled_model(kind: ModelKind | None = None) -> LensModel:
     with torch.random.fork_rng(devices=[]):
         build = _build_hooked if kind == "hooked" else _build_bridge
         return build(config, weights, _load_tokenizer()).eval()
+
+
+def _checked_kind(kind: ModelKind | None) -> ModelKind:
+    if kind not in (None, "hooked", "bridge"):
+        raise InputError(f"kind must be 'hooked', 'bridge' or None, got {kind!r}")
+    available = available_kinds()
+    if kind is not None and kind not in available:
+        raise CircuitTraceError(
+            f"TransformerLens {version('transformer-lens')} cannot build the model as {kind!r}. Use "
+            f"kind={available[0]!r}, or install transformer-lens>=3.9,<4, which has both kinds."
+        )
+    return kind or available[0]
 
 
 def available_kinds() -> tuple[ModelKind, ...]:

@@ -36,10 +36,18 @@ def anatomy(model: nn.Module, *, separate_qkv: bool = True) -> Anatomy | None:
     Raises:
         AnatomyError: One of the two, but not built of decoder blocks that this file knows.
     """
-    if _is_a(model, "HookedTransformer"):
-        return _Builder(model, _hooked_norm, separate_qkv).build()
-    if _is_a(model, "TransformerBridge"):
-        return _Builder(model, _bridge_norm, separate_qkv).build()
+    for class_name, norm in (
+        ("HookedTransformer", _hooked_norm),
+        ("TransformerBridge", _bridge_norm),
+    ):
+        if _is_a(model, class_name):
+            try:
+                return _Builder(model, norm, separate_qkv).build()
+            except (AttributeError, LookupError, RuntimeError, ValueError) as error:
+                raise AnatomyError(
+                    f"This {class_name} is not built as decoder models are (blocks of attention and "
+                    f"MLP between one embedding and one unembedding), so it cannot be traced: {error}"
+                ) from error
     return None
 
 
@@ -173,9 +181,9 @@ class _Builder:
     ) -> SourceSite:
         """What the MLP adds: `hook_mlp_out` lies behind a norm after it, but where the stream takes
         a multiple of it (Granite) only in some versions, so there the MLP's own output is scaled."""
-        scale = self._residual_scale
-        out = self._hook(hooks, f"blocks.{layer}.hook_mlp_out") if scale == 1 else Point(block.mlp)
-        return SourceSite((f"MLP {layer}",), "mlp", depth, out, layer, scale=scale)
+        is_scaled = getattr(self.model.cfg, "residual_multiplier", None) is not None
+        out = Point(block.mlp) if is_scaled else self._hook(hooks, f"blocks.{layer}.hook_mlp_out")
+        return SourceSite((f"MLP {layer}",), "mlp", depth, out, layer, scale=self._residual_scale)
 
     @property
     def _residual_scale(self) -> float:

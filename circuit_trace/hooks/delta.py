@@ -173,7 +173,7 @@ class PlanDeltas:
 
     def _compressed(self, module: str) -> ModuleMask:
         plan = self.plan
-        return _compress(plan.graph.module_by_name[module], plan.masks[module], self.rows)
+        return _compress(plan.graph.module_by_name[module], plan.mask_now(module), self.rows)
 
 
 def _columns(module: DestModule, mask: Tensor) -> Tensor:
@@ -212,7 +212,8 @@ class PassDeltas:
 
     def __init__(self, plan: PlanDeltas) -> None:
         self.plan = plan
-        self.blocks: list[Tensor] = []
+        self.parts: list[Tensor] = []
+        self.has_graph = False
         self.buffer: Tensor | None = None
         self.n_filled = 0
 
@@ -232,15 +233,18 @@ class PassDeltas:
         if torch.is_grad_enabled():
             # Autograd cannot follow writes into one buffer that later products have saved.
             block = project(difference, weight, slots, gain)
-            self.blocks.append(block.to(self.blocks[0].device) if self.blocks else block)
+            self.parts.append(block.to(self.parts[0].device) if self.parts else block)
+            self.has_graph = True
             return
         batch, seq = difference.shape[:2]
         if self.buffer is None:
             shape = (len(self.plan.rows), batch, seq, current.d_model)
             dtype = difference.dtype if weight is None else weight.dtype
-            self.buffer = torch.empty(shape, dtype=dtype, device=difference.device)
-        rows = slice(self.n_filled, self.n_filled + len(slots))
-        project(difference, weight, slots, gain, out=self.buffer[rows])
+            device = self.parts[0].device if self.parts else difference.device
+            self.buffer = torch.empty(shape, dtype=dtype, device=device)
+        rows = self.buffer[self.n_filled : self.n_filled + len(slots)]
+        project(difference, weight, slots, gain, out=rows)
+        self.parts.append(rows)
         self.n_filled += len(slots)
 
     def at(self, module: str) -> Delta | None:
@@ -249,8 +253,11 @@ class PassDeltas:
         if mask is None:
             return None
         n_rows = mask.weights.shape[-1]
-        rows = torch.cat(self.blocks) if self.buffer is None else self.buffer
-        rows = rows[:n_rows]
+        # Grad may be switched within a pass (checkpointing does): then parts are of both kinds.
+        if self.has_graph or self.buffer is None:
+            rows = torch.cat(self.parts)[:n_rows]
+        else:
+            rows = self.buffer[:n_rows]
         if rows.requires_grad or mask.weights.requires_grad:
             return Delta(mask.heads, mask.positions, _product(mask.weights, rows, mask.positions))
         terms = Terms(rows, mask.weights, self.plan.entries[module])

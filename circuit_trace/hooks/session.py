@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ class _Pass:
         self.codes: dict[int, Tensor] = {}
         self.before_norm: dict[int, Tensor] = {}
         self.scratch = Scratch()
+        self.thread = get_ident()
 
     def shaped(self, tensor: Tensor) -> Tensor:
         """The tensor as `[batch, seq, ...]`."""
@@ -175,13 +177,23 @@ class Session:
     def _code(self, number: int, tensor: Tensor) -> Tensor:
         """What a site computed, `[batch, seq, node, width]`."""
         site = self.anatomy.sources[number]
+        self._check_thread()
         if self._pass is None or len(self._pass.record.outputs) != number:
             raise InputError(
                 f"This pass reached {site.names[0]!r} without running every layer before it in "
-                "order, so it cannot be traced. Run the whole model: no start_at_layer."
+                "order, so it cannot be traced. Run the whole model: no start_at_layer, no second "
+                "pass inside a hook, and no backward pass that runs layers again (gradient "
+                "checkpointing) while the context is open."
             )
         tensor = self._pass.shaped(tensor)
         return tensor.reshape(*tensor.shape[:2], len(site.names), -1)
+
+    def _check_thread(self) -> None:
+        if self._pass is not None and self._pass.thread != get_ident():
+            raise InputError(
+                "Two threads run this model at once inside one context, and their passes cannot be "
+                "told apart. Run one after the other, or give each thread a copy of the model."
+            )
 
     def _write(self, number: int, code: Tensor, gain: Tensor | None, bias: Tensor | None) -> None:
         """A source site has written to the stream: patches may need it, and the record keeps it."""
@@ -200,6 +212,7 @@ class Session:
     def _stream_passed(self, key: Key, numbers: tuple[int, ...], tensor: Tensor) -> None:
         if self._pass is None:
             return
+        self._check_thread()
         tensor = self._pass.shaped(tensor)
         dests = [self.anatomy.dests[number] for number in numbers]
         if any(dest.module_name in self._touched for dest in dests):
@@ -253,6 +266,7 @@ class Session:
     def _patch(self, dest: DestSite, reader: Reader, tensor: Tensor) -> Tensor | None:
         if self._pass is None:
             return None
+        self._check_thread()
         whole = self._pass.shaped(tensor)
         delta = self._delta(dest, whole)
         if delta is None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point
 from circuit_trace.errors import AnatomyError
+from circuit_trace.graph import build_graph
 from circuit_trace.hooks.attach import attach, unflattened
 from circuit_trace.hooks.record import PassRecord
 from circuit_trace.hooks.session import Session
+from circuit_trace.plan import Plan, SourceOutputs
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest relative difference that rounding explains. Float32 sums over layers in another order
 differ by 1e-6 to 1e-5; a forgotten bias or norm weight by 1e-2 and more."""
+
+SMALL = 0.01
+"""Positions count as no smaller than this share of the middle one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +36,18 @@ def verify(model: nn.Module, anatomy: Anatomy) -> None:
     """Run the anatomy's example and compare its arithmetic with the model's own tensors.
 
     At every destination the stream must equal the sum of the sources before it and their biases,
-    and what the destination computes from the stream must equal what the model computed.
+    and what the destination computes from the stream must equal what the model computed. Another
+    input with every edge patched from the first one must make every source write what it wrote
+    then: a layer that reads the stream where the anatomy knows of no destination does not.
 
     Raises:
         AnatomyError: Something differs: which tensor of which layer, and by how much.
     """
-    seen = _run(model, anatomy)
+    example = anatomy.example()
+    seen = _run(model, anatomy, example)
     tolerance = TOLERANCE.get(seen.dtype, max(TOLERANCE.values()))
-    for found in seen.all_differences():
+    unseen = _unseen_readers(model, anatomy, example, seen.record)
+    for found in chain(seen.all_differences(), unseen):
         if found.relative <= tolerance:  # a NaN must fail too
             continue
         raise AnatomyError(
@@ -120,7 +130,42 @@ class _Seen:
         return tensor
 
 
-def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
+def _unseen_readers(
+    model: nn.Module, anatomy: Anatomy, example: Tensor, record: PassRecord
+) -> Iterator[_Difference]:
+    """How far each source is from what it wrote, when every edge into it is patched from then."""
+    graph = build_graph(anatomy, None)
+    batch, seq = record.outputs[0].code.shape[:2]
+    then = SourceOutputs(graph.srcs, tuple(record.outputs), batch, seq)
+    every = {module.name: torch.ones(module.shape) for module in graph.modules}
+    session = Session(model, anatomy, (Plan(graph, every, (), then),), reads=False)
+    try:
+        session.attach()
+        _pass(model, anatomy, example.roll(1, dims=1))
+    finally:
+        session.detach()
+    assert session.record is not None  # a pass as the one before
+    for site, now, before in zip(
+        anatomy.sources, session.record.outputs, record.outputs, strict=True
+    ):
+        if site.kind == "embed":
+            continue
+        what = (
+            f"what {site.names[0]} … {site.names[-1]} writes when all they read is patched (they read "
+            "the residual stream in a way that the anatomy does not know)"
+        )
+        yield _Difference(what, _relative(now.code, before.code))
+
+
+def _pass(model: nn.Module, anatomy: Anatomy, example: Tensor) -> object:
+    """Run the model; dropout of a model in training mode neither moves the user's random numbers
+    nor differs from one run to the next."""
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        return model(example, **anatomy.example_options)
+
+
+def _run(model: nn.Module, anatomy: Anatomy, example: Tensor) -> _Seen:
     tensors: dict[int, Tensor] = {}
     output: object = None
     points = {
@@ -138,10 +183,7 @@ def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
                 tensors[number] = tensor
 
             handles.append(attach(point, keep))
-        devices = {p.device for p in model.parameters() if p.is_cuda}
-        # Dropout in a model in training mode must not move the user's random numbers.
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            output = model(anatomy.example(), **anatomy.example_options)
+        output = _pass(model, anatomy, example)
     finally:
         session.detach()
         for handle in handles:
@@ -157,9 +199,11 @@ def _run(model: nn.Module, anatomy: Anatomy) -> _Seen:
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
+    """The largest relative difference at any position: one huge position must not hide others."""
     if ours.shape != theirs.shape:
         return float("inf")
-    difference = (ours.to(theirs.device).float() - theirs.float()).norm()
-    return float(
-        difference.detach() / theirs.float().norm().clamp_min(torch.finfo(torch.float32).tiny)
-    )
+    expected = theirs.detach().float().flatten(2).norm(dim=-1)
+    difference = (ours.detach().to(theirs.device).float() - theirs.detach().float()).flatten(2)
+    least = SMALL * expected.median()  # what is almost nothing has no digits to compare
+    tiny = torch.finfo(torch.float32).tiny
+    return float((difference.norm(dim=-1) / torch.maximum(expected, least).clamp_min(tiny)).max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -33,10 +34,19 @@ def score_shape(module: DestModule, seq_len: int | None) -> tuple[int, ...]:
 def masks_from_edges(
     graph: Graph, edges: EdgesArg | None, nodes: NodesArg | None = None
 ) -> tuple[PruneScores, list[int]]:
-    """Turn named edges into masks (1, or the mapping's value) and the numbers of those named.
+    """Turn named edges into masks (1, or the mapping's value) and the numbers of those named."""
+    makers, named = mask_makers(graph, edges, nodes)
+    return {name: make() for name, make in makers.items()}, named
 
-    Only the modules that an edge ends in get a mask. Values may be tensors that require grad. An
-    edge named by itself takes its mask from there, not from its source.
+
+def mask_makers(
+    graph: Graph, edges: EdgesArg | None, nodes: NodesArg | None = None
+) -> tuple[dict[str, Callable[[], Tensor]], list[int]]:
+    """Functions that make the masks of named edges, and the numbers of those named.
+
+    Only the modules that an edge ends in get a mask. Values may be tensors that require grad; a mask
+    holds the values that they have when it is made. An edge named by itself takes its mask from
+    there, not from its source.
     """
     values: dict[int, float | Tensor] = {}
     if nodes is not None:
@@ -50,11 +60,11 @@ def masks_from_edges(
         position, in_position = divmod(number, graph.n_edges_per_position)
         index = position * module.n_edges + in_position - module.offset
         by_module.setdefault(module.name, []).append((index, values[number]))
-    masks = {
-        name: _scatter(graph.module_by_name[name], graph.seq_len, entries)
+    makers = {
+        name: partial(_scatter, graph.module_by_name[name], graph.seq_len, entries)
         for name, entries in by_module.items()
     }
-    return masks, named
+    return makers, named
 
 
 def _values(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Edges, Graph
@@ -13,7 +16,7 @@ from circuit_trace.plan.masks import (
     NodesArg,
     PruneScores,
     check_scores,
-    masks_from_edges,
+    mask_makers,
     score_shape,
 )
 from circuit_trace.plan.outputs import SourceOutputs
@@ -24,13 +27,19 @@ class Plan:
     """The edges that a pass patches.
 
     `masks` holds the touched modules only; `named` the numbers of the edges a user named one by
-    one, also those at mask 0. `patched` is None where nothing is patched.
+    one, also those at mask 0. `patched` is None where nothing is patched. A mask that is made of
+    tensors that learn is made anew for each pass by its function in `live`.
     """
 
     graph: Graph
     masks: PruneScores
     named: tuple[int, ...] = ()
     patched: SourceOutputs | None = None
+    live: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+
+    def mask_now(self, module: str) -> Tensor:
+        """A touched module's mask with the values that it has now."""
+        return self.live[module]() if module in self.live else self.masks[module]
 
     def full_masks(self) -> PruneScores:
         """Masks of every module, zero where nothing is patched."""
@@ -45,8 +54,8 @@ class Plan:
         """This plan with the values that its masks have now, for a record that outlives them."""
         if not any(mask.requires_grad for mask in self.masks.values()):
             return self
-        masks = {name: mask.detach().clone() for name, mask in self.masks.items()}
-        return replace(self, masks=masks)
+        masks = {name: self.mask_now(name).detach().clone() for name in self.masks}
+        return replace(self, masks=masks, live={})
 
     def edges(self) -> Edges:
         """The edges with a mask other than 0, and those that were named one by one."""
@@ -62,7 +71,7 @@ class Plan:
     def without(self, other: Plan) -> Plan:
         """This plan less the edges that another one patches or names."""
         taken = torch.tensor(list(other.edges().numbers), dtype=torch.long)
-        masks = {}
+        masks, live = {}, {}
         for name, mask in self.masks.items():
             module = self.graph.module_by_name[name]
             in_position = taken % self.graph.n_edges_per_position - module.offset
@@ -70,10 +79,18 @@ class Plan:
             here = (in_position >= 0) & (in_position < module.n_edges)
             keep = torch.ones(mask.numel(), dtype=mask.dtype, device=mask.device)
             keep[(position * module.n_edges + in_position)[here]] = 0
-            masks[name] = mask * keep.view_as(mask)
+            keep = keep.view_as(mask)
+            masks[name] = mask * keep
+            if mask.requires_grad:
+                live[name] = partial(_product, partial(self.mask_now, name), keep)
         masks = {name: mask for name, mask in masks.items() if mask.requires_grad or mask.any()}
         gone = set(taken.tolist())
-        return Plan(self.graph, masks, tuple(n for n in self.named if n not in gone), self.patched)
+        named = tuple(number for number in self.named if number not in gone)
+        return Plan(self.graph, masks, named, self.patched, live)
+
+
+def _product(mask: Callable[[], Tensor], keep: Tensor) -> Tensor:
+    return mask() * keep
 
 
 def make_plan(
@@ -93,8 +110,11 @@ def make_plan(
         other = "edges" if edges is not None else "nodes"
         raise InputError(f"Give either {other}= or masks=, not both: each says what is patched.")
     named: list[int] = []
+    live: dict[str, Callable[[], Tensor]] = {}
     if edges is not None or nodes is not None:
-        read, named = masks_from_edges(graph, edges, nodes)
+        makers, named = mask_makers(graph, edges, nodes)
+        read = {name: make() for name, make in makers.items()}
+        live = {name: make for name, make in makers.items() if read[name].requires_grad}
     elif masks is not None:
         read = check_scores(graph, masks, "The masks")
     else:
@@ -120,4 +140,4 @@ def make_plan(
             "There are edges to patch but nothing to patch in. Pass the outputs of another prompt, "
             "model.source_outputs(corrupt), or call model.trace(tokens, corrupt=..., edges=...)."
         )
-    return Plan(graph, touched, tuple(named), patched)
+    return Plan(graph, touched, tuple(named), patched, live)

@@ -74,6 +74,10 @@ OPENAI_GPT = transformers.OpenAIGPTConfig(
     n_layer=N_LAYERS, n_head=N_HEADS, n_embd=D_MODEL, vocab_size=D_VOCAB, n_positions=N_CTX
 )
 """The first GPT normalises the stream itself, after each addition."""
+GRANITE_PLAIN = transformers.GraniteConfig(**_GROUPED)
+T5 = transformers.T5Config(
+    d_model=D_MODEL, d_kv=D_HEAD, d_ff=D_MLP, num_layers=1, num_heads=N_HEADS, vocab_size=D_VOCAB
+)
 COHERE = transformers.CohereConfig(**_GROUPED)
 """Scales its logits. Its bridge computes other logits than Hugging Face (40 % apart, 3.9 and 4.3),
 so it has no place among the families compared with Hugging Face."""

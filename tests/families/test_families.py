@@ -19,11 +19,13 @@ from circuit_trace.trace.lens import end_of_stream
 from tests.families.models import (
     COHERE,
     CONFIGS,
+    GRANITE_PLAIN,
     N_HEADS,
     N_KV_HEADS,
     N_LAYERS,
     OPENAI_GPT,
     PARALLEL,
+    T5,
     bridge,
     hugging_face,
     tokens,
@@ -159,6 +161,18 @@ def test_a_norm_of_the_stream_itself_is_refused() -> None:
     """Where the sum is normalised, no source adds to what later destinations read."""
     with pytest.raises(ct.AnatomyError, match="did not run through the residual stream"):
         ct.wrap(bridge("OpenAIGPTLMHeadModel", OPENAI_GPT))
+
+
+def test_a_residual_multiplier_of_one() -> None:
+    """Granite's default: its blocks differ from others' all the same."""
+    model = ct.wrap(bridge("GraniteForCausalLM", GRANITE_PLAIN))
+    with torch.no_grad():
+        assert_close(model.trace(tokens(1)).logits, model.wrapped_model(tokens(1)))
+
+
+def test_an_encoder_decoder_is_refused() -> None:
+    with pytest.raises(ct.AnatomyError, match="is not built as decoder models are"):
+        ct.wrap(bridge("T5ForConditionalGeneration", T5))
 
 
 def test_logits_that_are_scaled_after_the_unembedding() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -615,7 +616,8 @@ def test_a_pass_that_starts_in_the_middle_is_refused() -> None:
         hooked(middle, start_at_layer=1)
     assert str(caught.value) == (
         "This pass reached 'A1.0' without running every layer before it in order, so it cannot be "
-        "traced. Run the whole model: no start_at_layer."
+        "traced. Run the whole model: no start_at_layer, no second pass inside a hook, and no "
+        "backward pass that runs layers again (gradient checkpointing) while the context is open."
     )
     assert footprint(hooked) == before
 
@@ -767,3 +769,128 @@ def test_shapes_named_by_the_tests_are_the_models(name: str) -> None:
     """The asks above exist in every model they are put to."""
     edges = {f"{src}->{dest}" for _, src, dest in shape_of(name).edges()}
     assert set(EDGES) <= edges
+
+
+# Ways in which a pass may go on differently than it began
+
+
+def test_two_threads_in_one_context_are_refused_and_the_last_one_is_right() -> None:
+    """The second thread's pass begins while the first is in the middle of its own."""
+    hooked = CASES["hooked LN"].build()
+    model = ct.wrap(hooked)
+    patched = model.source_outputs(CORRUPT)
+    with model.patch(patched, edges=EDGES), torch.no_grad():
+        expected = hooked(CLEAN)
+    failed: list[Exception] = []
+    in_the_middle, go_on = Event(), Event()
+
+    def wait(_module: Any, _args: Any, _output: Any) -> None:
+        if current_thread() is main_thread():
+            go_on.set()
+            other.join(20)
+        else:
+            in_the_middle.set()
+            go_on.wait(20)
+
+    def run() -> None:
+        try:
+            with torch.no_grad():
+                hooked(CLEAN)
+        except ct.InputError as error:
+            failed.append(error)
+
+    other = Thread(target=run)
+    handle = hooked.blocks[0].register_forward_hook(wait)
+    try:
+        with model.patch(patched, edges=EDGES), torch.no_grad():
+            other.start()
+            assert in_the_middle.wait(20)
+            logits = hooked(CLEAN)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(logits, expected)
+    (error,) = failed
+    assert "Two threads run this model at once" in str(error)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_grad_may_be_switched_within_a_pass(first: bool) -> None:
+    """As when the lower layers are frozen, or checkpointed."""
+    hooked = CASES["hooked LN"].build()
+    model = ct.wrap(hooked)
+    patched = model.source_outputs(CORRUPT)
+    with model.patch(patched, edges=EDGES), torch.no_grad():
+        expected = hooked(CLEAN)
+    handle = hooked.blocks[0].hook_resid_mid.register_forward_hook(
+        lambda *_: torch.set_grad_enabled(not first) and None
+    )
+    try:
+        with model.patch(patched, edges=EDGES), torch.set_grad_enabled(first):
+            logits = hooked(CLEAN)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(logits.detach(), expected)
+    assert model.last_trace.reconstruction_error() < 1e-5
+
+
+def test_masks_that_learn_are_read_anew_in_each_pass_of_a_context() -> None:
+    hooked = CASES["hooked LN"].build()
+    model = ct.wrap(hooked)
+    patched = model.source_outputs(CORRUPT)
+    mask = torch.tensor(1.0, requires_grad=True)
+    by_name = {"A0.1->Resid End": mask, "A0.2->Resid End": 0.5}
+    half = {"A0.1->Resid End": 0.0, "A0.2->Resid End": 0.5}
+    expected = model.trace(CLEAN, patched=patched, edges=half).logits
+    whole = {m.name: torch.ones(m.shape, requires_grad=True) for m in model.graph.modules}
+    plain = hooked(CLEAN).detach()
+    with model.patch(patched, edges=by_name):
+        hooked(CLEAN).sum().backward()
+        with torch.no_grad():
+            mask.fill_(0)
+        logits = hooked(CLEAN)
+        logits.sum().backward()  # a second backward pass has a graph of its own
+    torch.testing.assert_close(logits.detach(), expected)
+    assert model.last_trace.edge("A0.1->Resid End").mask == 0
+    with model.patch(patched, masks=whole), model.patch(patched, edges={"A0.0->MLP 1": 0.0}):
+        with torch.no_grad():
+            for one in whole.values():
+                one.fill_(0)
+        logits = hooked(CLEAN)
+    torch.testing.assert_close(logits.detach(), plain)
+
+
+def test_a_patch_is_checked_when_it_is_made_and_used_once() -> None:
+    model = ct.wrap(CASES["hooked LN"].build())
+    patched = model.source_outputs(CORRUPT)
+    with pytest.raises(ct.EdgeError):
+        model.patch(patched, edges=["nonsense->A0.0.Q"])
+    patch = model.patch(patched, edges=EDGES)
+    with patch as inside:
+        assert inside is model
+    with pytest.raises(ct.InputError, match="This patch has been used"), patch:
+        pass
+
+
+def test_padded_prompts_with_their_attention_mask() -> None:
+    """As if each prompt ran alone: the padding of the corrupt one must not be attended to either."""
+    hooked = CASES["hooked LN"].build()
+    model = ct.wrap(hooked)
+    n_pad, pad = 2, 0
+    padded = [torch.cat([torch.full((2, n_pad), pad), one], dim=1) for one in (CLEAN, CORRUPT)]
+    mask = torch.ones_like(padded[0])
+    mask[:, :n_pad] = 0
+    forward = {"attention_mask": mask}
+    trace = model.trace(padded[0], corrupt=padded[1], edges=EDGES, forward=forward)
+    outputs = model.source_outputs(padded[1], forward=forward)
+    alone = model.trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
+    assert trace.logits is not None
+    torch.testing.assert_close(trace.logits[:, n_pad:], alone.logits, rtol=1e-4, atol=1e-4)
+    expected = alone.patched["A0.1"]
+    torch.testing.assert_close(outputs["A0.1"][:, n_pad:], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_wrong_forward_arguments() -> None:
+    model = ct.wrap(CASES["hooked LN"].build())
+    with pytest.raises(ct.InputError, match="forward must map names"):
+        model.trace(CLEAN, forward=[1])

@@ -176,3 +176,36 @@ def test_a_context_window_shorter_than_the_example(build: Callable) -> None:
 def test_other_precisions_are_not_refused(dtype: torch.dtype) -> None:
     model = ct.wrap(hooked().to(dtype))
     assert model.trace(tokens(1)).logits.dtype == dtype
+
+
+def gated() -> Any:
+    """Attention whose output passes a gate that reads the stream, as in AFMoE."""
+    model = hooked()
+    seen: list[Tensor] = []
+    gate = torch.randn(model.cfg.d_model, model.cfg.n_heads * model.cfg.d_head)
+
+    def see(tensor: Tensor, hook: Any) -> None:
+        seen[:] = [tensor]
+
+    def close(z: Tensor, hook: Any) -> Tensor:
+        return z * torch.sigmoid(seen[0] @ gate).view_as(z)
+
+    model.add_hook("blocks.1.hook_resid_pre", see, is_permanent=True)
+    model.add_hook("blocks.1.attn.hook_z", close, is_permanent=True)
+    return model
+
+
+def test_a_layer_that_reads_the_stream_where_no_destination_is_known_is_refused() -> None:
+    with pytest.raises(ct.AnatomyError) as caught:
+        ct.wrap(gated())
+    found = REFUSAL.match(str(caught.value))
+    assert found
+    assert found["what"].startswith("what A1.0 … A1.3 writes when all they read is patched")
+
+
+def test_a_huge_position_does_not_hide_a_difference_at_others() -> None:
+    model = scaled("blocks.0.hook_attn_out")()
+    with torch.no_grad():
+        model.W_E[0] *= 1e6
+    with pytest.raises(ct.AnatomyError, match="the residual stream that MLP 0 reads"):
+        ct.wrap(model)

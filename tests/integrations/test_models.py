@@ -200,7 +200,7 @@ def test_a_kind_that_this_version_lacks(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(models, "available_kinds", lambda: ("bridge",))
     monkeypatch.setattr(models, "version", lambda package: "4.3.0")
     expected = (
-        "TransformerLens 4.3.0 cannot build the bundled model as 'hooked'. Use kind='bridge', or "
+        "TransformerLens 4.3.0 cannot build the model as 'hooked'. Use kind='bridge', or "
         "install transformer-lens>=3.9,<4, which has both kinds."
     )
     with pytest.raises(CircuitTraceError, match=f"^{re.escape(expected)}$"):
