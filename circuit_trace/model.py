@@ -212,8 +212,8 @@ class PatchableModel:
         """The wrapped model's configuration."""
         return self.anatomy.cfg
 
-    def edge(self, name: str, seq_idx: int | None = None) -> Edge:
-        """Look an edge up by its name, such as `A5.2->A7.1.Q`.
+    def edge(self, name: str | tuple[int, str], seq_idx: int | None = None) -> Edge:
+        """Look an edge up by its name, such as `A5.2->A7.1.Q`, or by `(seq_idx, name)`.
 
         Raises:
             EdgeError: The graph has no such edge; the message gives the nearest names.

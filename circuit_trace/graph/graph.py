@@ -101,13 +101,15 @@ class Graph:
     def _offsets(self) -> list[int]:
         return [module.offset for module in self.modules]
 
-    def edge(self, name: str, seq_idx: int | None = None) -> Edge:
-        """Look an edge up by its name, such as `A5.2->A7.1.Q`.
+    def edge(self, name: str | tuple[int, str], seq_idx: int | None = None) -> Edge:
+        """Look an edge up by its name, such as `A5.2->A7.1.Q`, or by `(seq_idx, name)`.
 
         Raises:
             EdgeError: The name is malformed, a node is unknown (the nearest names are given), the
                 source does not stand before the destination, or the position is outside.
         """
+        if isinstance(name, tuple) and len(name) == 2 and not isinstance(name[0], str):
+            seq_idx, name = name
         parts = name.partition(ARROW) if isinstance(name, str) else ("", "", "")
         src_name, arrow, dest_name = (part.strip() for part in parts)
         if not arrow or not src_name or not dest_name or ARROW in dest_name:
@@ -192,7 +194,7 @@ class Graph:
         what = f"a node: expected a source's name such as {example!r}"
         return _position_and_name(spec, what, "a SrcNode")
 
-    def _node(self, name: str, known: dict, role: str, edge_name: str):
+    def _node(self, name: str, known: dict, role: str, edge_name: object):
         if name in known:
             return known[name]
         raise EdgeError(

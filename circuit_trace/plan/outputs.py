@@ -63,8 +63,9 @@ class SiteOutput:
         if version != then or differs:
             raise InputError(
                 "The model's output weights were changed in place after this pass was recorded, "
-                "so its head outputs can no longer be computed from it. Trace again, or call "
-                ".stack() before changing the weights."
+                "so what its heads wrote can no longer be computed: a record keeps them as narrow as "
+                "the model does (hook_z). Make tables, figures and tensors before such a step, or "
+                "trace again."
             )
         return self.weight
 
@@ -148,7 +149,8 @@ class SourceOutputs(Mapping[str, Tensor]):
                 f"{self.srcs[-1].name!r}."
             )
         src = self._by_name[name]
-        return self._full(self.sites[src.site].project([src.slot]))[0].to(self._device)
+        written = self._full(self.sites[src.site].project([src.slot]))[0]
+        return written.to(self._device).clone()  # writing to it must not change the record
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name

@@ -59,14 +59,18 @@ class Plan:
 
     def edges(self) -> Edges:
         """The edges with a mask other than 0, and those that were named one by one."""
-        numbers = set(self.named)
+        return Edges(self.graph, sorted({*self.named, *self.patched_numbers()}))
+
+    def patched_numbers(self) -> set[int]:
+        """The numbers of the edges with a mask other than 0."""
+        numbers: set[int] = set()
         for name, mask in self.masks.items():
             module = self.graph.module_by_name[name]
             flat = mask.detach().reshape(-1).nonzero()[:, 0]
             position, in_module = flat // module.n_edges, flat % module.n_edges
             found = position * self.graph.n_edges_per_position + module.offset + in_module
             numbers.update(found.tolist())
-        return Edges(self.graph, sorted(numbers))
+        return numbers
 
     def without(self, other: Plan) -> Plan:
         """This plan less the edges that another one patches or names."""

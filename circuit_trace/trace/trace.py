@@ -103,8 +103,10 @@ class Trace:
         numbers = {number for plan in self.plans for number in plan.edges().numbers}
         return Edges(self.graph, sorted(numbers))
 
-    def edge(self, name: str, seq_idx: int | None = None) -> EdgeFlow:
-        """What flowed along one edge.
+    def edge(self, name: str | tuple[int, str], seq_idx: int | None = None) -> EdgeFlow:
+        """What flowed along one edge, named as elsewhere: alone, or as `(seq_idx, name)`.
+
+        Its tensors hold all positions, also of an edge at one of them: index `[:, seq_idx]`.
 
         Raises:
             EdgeError: As `Graph.edge`.
@@ -168,10 +170,13 @@ class Trace:
         return reconstruction_error(self)
 
     def draw(self, prune_scores: PruneScores | None = None, **options: Any) -> go.Figure:
-        """Draw this pass with `draw_seq_graph`, which lists the options."""
+        """Draw this pass with `draw_seq_graph`, which lists the options.
+
+        The figure is returned and not displayed besides: as a cell's last line a notebook shows it.
+        """
         from circuit_trace.visualize import draw_seq_graph
 
-        return draw_seq_graph(self, prune_scores, **options)
+        return draw_seq_graph(self, prune_scores, **{"display_ipython": False, **options})
 
     def explore(self, **options: Any) -> Explorer:
         """Make a page to look through this pass with `explore`, which lists the options."""

@@ -16,6 +16,12 @@ from circuit_trace.plan import PruneScores, check_scores
 from circuit_trace.trace import BatchIdx, Trace, edge_numbers
 from circuit_trace.visualize.draw import present
 from circuit_trace.visualize.edges import (
+    APPEARED,
+    CURRENT,
+    GREW,
+    SHRANK,
+    TURNED,
+    VANISHED,
     DrawnEdge,
     LiveStyle,
     Width,
@@ -44,13 +50,10 @@ if TYPE_CHECKING:
 SAME = 0.01
 """Sizes that differ by less than this share of the larger one count as unchanged."""
 
-# From the colour-blind safe palette of Okabe & Ito.
-APPEARED, GREW, SHRANK, VANISHED = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
-TURNED, UNCHANGED = "#CC79A7", "#6E6E6E"
 LEGEND = (
     (APPEARED, "appeared"),
     (GREW, "grew"),
-    (UNCHANGED, "unchanged"),
+    (CURRENT, "unchanged"),
     (SHRANK, "shrank"),
     (VANISHED, "vanished"),
     (TURNED, "changed sign"),
@@ -248,7 +251,8 @@ def _drawn(graph: Graph, number: int, values: tuple[float, float], threshold: fl
     color = _color(*values, threshold)
     said = f"{dict(LEGEND)[color]}: {change}"
     label = BREAK.join([escape_name(edge.name), said])
-    return DrawnEdge(edge, max(values, key=abs), label, edge_tag(edge) + change, color)
+    rank = abs(values[1] - values[0]) + 1e-9 * max(map(abs, values))
+    return DrawnEdge(edge, max(values, key=abs), label, edge_tag(edge) + change, color, rank)
 
 
 def _color(before: float, after: float, threshold: float) -> str:
@@ -258,7 +262,7 @@ def _color(before: float, after: float, threshold: float) -> str:
     if before * after < 0:
         return TURNED
     if abs(abs(after) - abs(before)) <= SAME * max(abs(before), abs(after)):
-        return UNCHANGED
+        return CURRENT
     return GREW if abs(after) > abs(before) else SHRANK
 
 

@@ -149,7 +149,15 @@ def draw_seq_graph(
     if len(drawn) == max_edges:
         hidden = hidden_counts(graph, weights, score_threshold, drawn)
     if hidden:
-        note += f" Not drawn: {sum(hidden.values()):,} weaker edges (max_edges={max_edges})."
+        note += (
+            f" Not drawn: {sum(hidden.values()):,} edges that rank lower (max_edges={max_edges})."
+        )
+    if prune_scores is None and trace is not None:
+        n_below = len(trace.edges) - len(drawn) - sum(hidden.values())
+        if n_below > 0:
+            note += (
+                f" Below the threshold of {mask_text(score_threshold)}: {n_below:,} patched edges."
+            )
     diagram = build_diagram(
         graph,
         drawn,
@@ -274,7 +282,11 @@ def _live_note(
     batch_idx: BatchIdx,
 ) -> str:
     if not drawn:
-        why = "" if trace.edges else " Nothing was patched in this pass."
+        why = ""
+        if not trace.edges:
+            why = (
+                " Nothing was patched in this pass; score_threshold=0 and width='received' draw it."
+            )
         return f"No edge has |mask| ≥ {mask_text(threshold)}.{why}"
     direction = escape(style.direction.name) if style.direction is not None else ""
     what = ""
@@ -296,6 +308,8 @@ def _live_note(
     if direction and "projection" not in (style.label, style.width):
         what += f" Projections: on {direction}."
     mean = f" Means over the batch of {trace.batch}." if batch_idx == "mean" else ""
+    if batch_idx != "mean" and trace.batch > 1:
+        mean = f" Prompt {batch_idx} of the batch of {trace.batch} (counted from 0)."
     return f"Width: {width}.{what}{mean}"
 
 
@@ -306,4 +320,8 @@ def _score_note(drawn: list[DrawnEdge], threshold: float) -> str:
 
 
 def _which(drawn: list[DrawnEdge]) -> str:
-    return "each edge" if len(drawn) <= MOST_SHORT_LABELS else f"the {MOST_SHORT_LABELS} widest"
+    return (
+        "each edge"
+        if len(drawn) <= MOST_SHORT_LABELS
+        else f"the {MOST_SHORT_LABELS} widest, of equals those that change most"
+    )

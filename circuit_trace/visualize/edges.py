@@ -41,6 +41,9 @@ CURRENT = "#6E6E6E"
 POSITIVE = "#005AC8"
 NEGATIVE = "#CC1E1E"
 ZERO = "#808080"
+# What changed between two pictures, from the same palette.
+APPEARED, GREW, SHRANK, VANISHED = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
+TURNED = "#CC79A7"
 
 LIVE_LEGEND = (
     (PATCHED, "patched (mask 1)"),
@@ -57,13 +60,15 @@ SCORE_LEGEND = ((POSITIVE, "positive score"), (NEGATIVE, "negative score"), (ZER
 
 @dataclass(frozen=True)
 class DrawnEdge:
-    """An edge in a picture: its weight (mask or score), its full and short label, its colour."""
+    """An edge in a picture: its weight (mask or score), its full and short label, its colour, and
+    how much it matters beside others: its width, and of equal widths its change."""
 
     edge: Edge
     weight: float
     label: str
     short: str
     color: str
+    rank: float
 
 
 Label = Literal["norms", "cosine", "projection", "tokens", "values"] | Callable[[EdgeFlow], str]
@@ -110,7 +115,13 @@ def strongest(strengths: Sequence[float] | torch.Tensor, most: int | None) -> li
     """The places of the strongest edges in a list, in its order; of equals the earlier ones."""
     if most is None or len(strengths) <= most:
         return list(range(len(strengths)))
-    order = torch.as_tensor(strengths).abs().nan_to_num().sort(descending=True, stable=True).indices
+    order = (
+        torch.as_tensor(strengths, dtype=torch.float64)
+        .abs()
+        .nan_to_num()
+        .sort(descending=True, stable=True)
+        .indices
+    )
     return sorted(order[:most].tolist())
 
 
@@ -128,10 +139,10 @@ def hidden_counts(
 ) -> dict[int | None, int]:
     """How many edges of each position reach the threshold but are not drawn."""
     found, _ = numbers_above(graph, check_scores(graph, scores, "The prune scores"), threshold)
-    positions = torch.tensor(found, dtype=torch.long) // graph.n_edges_per_position
+    numbers = torch.tensor(found, dtype=torch.long)
+    shown = torch.tensor([graph.number(one.edge) for one in drawn], dtype=torch.long)
+    positions = numbers[~torch.isin(numbers, shown)] // graph.n_edges_per_position
     counts = torch.bincount(positions, minlength=graph.seq_len or 1).tolist()
-    for one in drawn:
-        counts[one.edge.seq_idx or 0] -= 1
     is_whole = graph.seq_len is None
     return {None if is_whole else at: count for at, count in enumerate(counts) if count}
 
@@ -152,7 +163,14 @@ def score_edges(
         edge, weight = graph.edge_at(numbers[place]), weights[place]
         label = BREAK.join([escape_name(edge.name), f"score {mask_text(weight)}"])
         drawn.append(
-            DrawnEdge(edge, weight, label, edge_tag(edge) + mask_text(weight), _sign_color(weight))
+            DrawnEdge(
+                edge,
+                weight,
+                label,
+                edge_tag(edge) + mask_text(weight),
+                _sign_color(weight),
+                abs(weight),
+            )
         )
     return drawn
 
@@ -165,19 +183,29 @@ def live_edges(
     max_edges: int | None = None,
     among: Set[int] | None = None,
 ) -> list[DrawnEdge]:
-    """The edges of a traced pass whose |mask| reaches the threshold, labelled with what flowed
-    along them. Too many are cut down to the widest, and among equally wide ones to the largest
-    change."""
-    found, _ = _of(among, *numbers_above(trace.graph, trace.masks, threshold))
-    edges = [trace.graph.edge_at(one) for one in found]
+    """The edges of a traced pass whose |mask| reaches the threshold, and those named at mask 0,
+    labelled with what flowed along them. Too many are cut down to those of the highest ranks."""
+    above, _ = numbers_above(trace.graph, trace.masks, threshold)
+    found = sorted({*above, *_named_at_zero(trace)})
+    edges = [trace.graph.edge_at(one) for one in found if among is None or one in among]
     if max_edges is not None and len(edges) > max_edges:
         numbers = edge_numbers(trace, edges, batch_idx, direction=style.direction)
-        widths = widths_of(numbers, style).double().abs()
-        change = numbers.delta_norm if trace.patched else numbers.current_norm
-        change = change.double().nan_to_num()
-        order = widths + 1e-9 * widths.max() * change / change.max().clamp_min(1e-30)
-        edges = [edges[place] for place in strongest(order, max_edges)]
+        edges = [edges[place] for place in strongest(_ranks(numbers, style), max_edges)]
     return label_live(trace, edges, batch_idx, style)
+
+
+def _named_at_zero(trace: Trace) -> set[int]:
+    """The edges that were asked for by name and not patched: what they carry was asked for too."""
+    named = {number for plan in trace.plans for number in plan.named}
+    return named - {number for plan in trace.plans for number in plan.patched_numbers()}
+
+
+def _ranks(numbers: EdgeNumbers, style: LiveStyle) -> torch.Tensor:
+    """The widths, and by a hair those that change more before those that change less."""
+    widths = widths_of(numbers, style).double().abs().nan_to_num(0.0, 0.0, 0.0)
+    change = numbers.current_norm if numbers.patched_values is None else numbers.delta_norm
+    change = change.double().nan_to_num(0.0, 0.0, 0.0)
+    return widths + 1e-9 * widths.max().clamp_min(1e-9) * change / change.max().clamp_min(1e-30)
 
 
 def label_live(
@@ -190,7 +218,7 @@ def label_live(
     values = numbers.received_values.tolist()
     total = trace.current.sites[0].d_model
     widths = torch.nan_to_num(widths_of(numbers, style), nan=0.0, posinf=0.0, neginf=0.0).tolist()
-    columns = _columns(numbers)
+    columns, ranks = _columns(numbers), _ranks(numbers, style).tolist()
     tokens = top_tokens(trace, edges, batch_idx, N_TOKENS) if style.label == "tokens" else None
     drawn = []
     for row, edge in enumerate(edges):
@@ -219,7 +247,8 @@ def label_live(
         by_sign = style.width == "projection"
         color = PATCHED if weight == 1 else CURRENT if weight == 0 else BETWEEN
         color = _sign_color(widths[row]) if by_sign else color
-        drawn.append(DrawnEdge(edge, widths[row], BREAK.join(lines), edge_tag(edge) + own, color))
+        short = edge_tag(edge) + own
+        drawn.append(DrawnEdge(edge, widths[row], BREAK.join(lines), short, color, ranks[row]))
     return drawn
 
 

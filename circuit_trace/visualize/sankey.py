@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import plotly.graph_objects as go
 
 from circuit_trace.anatomy import NodeKind
 from circuit_trace.visualize.companion import FONT_SIZE, HEADER_HEIGHT, ROW_HEIGHT, Table
+from circuit_trace.visualize.edges import APPEARED, CURRENT, NEGATIVE, POSITIVE
 from circuit_trace.visualize.layout import NODE_THICKNESS, Point
 from circuit_trace.visualize.spec import (
     HEADING_HEIGHT,
@@ -32,7 +33,8 @@ FONT = "Helvetica, Arial, sans-serif"
 @dataclass(frozen=True)
 class Theme:
     """The colours of a figure: its paper and ink, the lines of a table, what lies behind the labels
-    on links, its nodes by kind, and how opaque its links are."""
+    on links, its nodes by kind, how opaque its links are, and what stands for a link's colour that
+    would be hard to see on this paper."""
 
     paper: str
     ink: str
@@ -40,6 +42,11 @@ class Theme:
     behind_labels: str
     nodes: Mapping[NodeKind, str]
     link_alpha: float
+    links: Mapping[str, str] = field(default_factory=dict)
+
+    def link(self, color: str) -> str:
+        """The colour of a link on this paper."""
+        return self.links.get(color, color)
 
 
 THEMES = {
@@ -59,6 +66,7 @@ THEMES = {
         behind_labels="rgba(22, 24, 29, 0.7)",
         nodes={"embed": "#2BC495", "attention": "#B79BE0", "mlp": "#D9B44A", "output": "#E8E8E8"},
         link_alpha=0.62,
+        links={POSITIVE: "#4C9BFF", NEGATIVE: "#FF6B5E", CURRENT: "#A3A3AB", APPEARED: "#3FA7E8"},
     ),
 }
 
@@ -97,7 +105,7 @@ def sankey(
             "target": [link.target for link in panel.links],
             "value": [link.value for link in panel.links],
             "label": [link.label for link in panel.links],
-            "color": [rgba(link.color, theme.link_alpha) for link in panel.links],
+            "color": [rgba(theme.link(link.color), theme.link_alpha) for link in panel.links],
             "hovertemplate": "%{label}<extra></extra>",
         },
         textfont=font,
@@ -228,7 +236,7 @@ def _words(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
     """The note above and the legend below."""
     links = {link.color for panel in diagram.panels for link in panel.links}
     kinds = {node.kind for panel in diagram.panels for node in panel.nodes}
-    marks = [(color, name) for color, name in diagram.legend if color in links]
+    marks = [(theme.link(color), name) for color, name in diagram.legend if color in links]
     marks += [(color, NODE_NAMES[kind]) for kind, color in theme.nodes.items() if kind in kinds]
     legend = "   ".join(
         f"<span style='color: {rgba(color, 1)}'>■</span> {name}" for color, name in marks

@@ -304,7 +304,7 @@ def _place_of(position: int | None) -> int:
 
 def _by_position(drawn: Sequence[DrawnEdge]) -> dict[int | None, list[DrawnEdge]]:
     """The edges of each position, the widest of them all with their short labels."""
-    written = set(strongest([one.weight for one in drawn], MOST_SHORT_LABELS))
+    written = set(strongest([one.rank for one in drawn], MOST_SHORT_LABELS))
     found: dict[int | None, list[DrawnEdge]] = {}
     for number, one in enumerate(drawn):
         shown = one if number in written else replace(one, short="")

@@ -96,9 +96,9 @@ def test_nothing_needs_a_gradient(model: ct.PatchableModel) -> None:
 
 
 CHANGED = (
-    "The model's output weights were changed in place after this pass was recorded, so its head "
-    "outputs can no longer be computed from it. Trace again, or call .stack() before changing the "
-    "weights."
+    "The model's output weights were changed in place after this pass was recorded, so what its heads "
+    "wrote can no longer be computed: a record keeps them as narrow as the model does (hook_z). Make "
+    "tables, figures and tensors before such a step, or trace again."
 )
 
 

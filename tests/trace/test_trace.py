@@ -254,9 +254,9 @@ def test_masks_that_a_trace_gives_are_no_way_into_it(trace: ct.Trace) -> None:
 
 
 CHANGED = (
-    "The model's output weights were changed in place after this pass was recorded, so its head "
-    "outputs can no longer be computed from it. Trace again, or call .stack() before changing the "
-    "weights."
+    "The model's output weights were changed in place after this pass was recorded, so what its heads "
+    "wrote can no longer be computed: a record keeps them as narrow as the model does (hook_z). Make "
+    "tables, figures and tensors before such a step, or trace again."
 )
 
 
@@ -313,3 +313,16 @@ def test_tokens_as_text_come_from_the_anatomy() -> None:
     assert trace.token_strings() is None
     spelling = dataclasses.replace(trace, to_strings=lambda row: [f"<{int(t)}>" for t in row])
     assert spelling.token_strings(1) == [f"<{token}>" for token in CLEAN[1].tolist()]
+
+
+def test_a_pair_names_an_edge_at_a_position() -> None:
+    trace = wrapped("hooked LN", CLEAN.shape[1]).trace(CLEAN)
+    assert trace.edge((3, "A0.1->Resid End")).edge == trace.edge("A0.1->Resid End", 3).edge
+
+
+def test_writing_to_what_is_read_leaves_the_record_as_it_was() -> None:
+    trace = wrapped("hooked LN").trace(CLEAN)
+    for name in ("Resid Start", "A0.1", "MLP 0"):
+        before = trace.current[name].clone()
+        trace.current[name].zero_()
+        torch.testing.assert_close(trace.current[name], before)

@@ -226,15 +226,16 @@ def ipython(monkeypatch: pytest.MonkeyPatch) -> list[go.Figure]:
 
 def test_display_inside_ipython(ipython: list[go.Figure]) -> None:
     trace = known_trace({EDGE: 1.0})
-    drawn = trace.draw()
+    drawn = draw_seq_graph(trace)
     assert ipython == [drawn]
-    trace.draw(display_ipython=False)
+    draw_seq_graph(trace, display_ipython=False)
+    trace.draw()  # the cell shows what it returns
     assert len(ipython) == 1
 
 
 def test_ipython_that_is_imported_but_does_not_run(ipython: list[go.Figure]) -> None:
     sys.modules["IPython"].get_ipython = lambda: None  # type: ignore[attr-defined]
-    known_trace({EDGE: 1.0}).draw()
+    draw_seq_graph(known_trace({EDGE: 1.0}))
     assert ipython == []
 
 
@@ -574,8 +575,11 @@ def test_a_model_that_is_not_wrapped() -> None:
 @pytest.mark.parametrize("seq_len", [None, SEQ])
 def test_nothing_above_the_threshold_says_so(seq_len: int | None, show_all: bool) -> None:
     said = {
-        "No edge has |mask| ≥ 2.00.": known_trace({EDGE: 1.0}, seq_len),
-        "No edge has |mask| ≥ 2.00. Nothing was patched in this pass.": known_trace({}, seq_len),
+        f"No edge has |mask| ≥ 2.00. Below the threshold of 2.00: {seq_len or 1} patched edges.": (
+            known_trace({EDGE: 1.0}, seq_len)
+        ),
+        "No edge has |mask| ≥ 2.00. Nothing was patched in this pass; score_threshold=0 and "
+        "width='received' draw it.": known_trace({}, seq_len),
     }
     for note, trace in said.items():
         drawn = trace.draw(score_threshold=2.0, show_all_seq_pos=show_all)
@@ -671,7 +675,7 @@ def test_more_edges_than_are_drawn_are_counted() -> None:
     values = random_scores(60, seed=5)
     drawn = draw_seq_graph(wrapped(), values, max_edges=12)
     assert len(drawn.data[0].link.value) == 12
-    assert "Not drawn: 48 weaker edges (max_edges=12)." in words(drawn)
+    assert "Not drawn: 48 edges that rank lower (max_edges=12)." in words(drawn)
     whole = draw_seq_graph(wrapped(), values, max_edges=None)
     assert len(whole.data[0].link.value) == 60
     assert "Not drawn" not in words(whole)
@@ -784,3 +788,30 @@ def test_the_table_shows_nasty_tokens_as_they_are() -> None:
         {(0, "Resid Start->A0.1.Q"): 1.0}, SEQ, to_strings=lambda _: ["<b>x</b>"] * SEQ
     )
     assert table_of(trace.draw(table=True))["position"] == ["0 &lt;b&gt;x&lt;/b&gt;"]
+
+
+def test_edges_named_at_mask_0_are_drawn_and_those_below_the_threshold_counted() -> None:
+    trace = known_trace({EDGE: 1.0, "A0.3->MLP 1": 0.0, "A0.2->MLP 1": 0.005})
+    drawn = trace.draw()
+    assert link_names(drawn) == [EDGE, "A0.3->MLP 1"]
+    assert "Below the threshold of 0.01: 1 patched edges." in words(drawn)
+
+
+def test_of_equal_masks_those_that_change_most_are_labelled() -> None:
+    """Later sources of `known_trace` write, and change, more."""
+    every = {edge.name: 1.0 for edge in graph().edges}
+    drawn = known_trace(every).draw(max_edges=None)
+    shown = {note.text for note in drawn.layout.annotations}
+    labels = dict(zip(drawn.data[0].link.label, drawn.data[0].link.value, strict=True))
+    change = {name: float(re.search(r"‖Δ‖ ([\d.]+)", name)[1]) for name in labels}
+    ranked = sorted(change.values(), reverse=True)
+    written = [text for text in shown if "Δ" in text and "→" in text and "‖" not in text]
+    assert len(written) >= 1
+    least = min(float(text.rpartition("Δ")[2]) for text in written)
+    assert least == pytest.approx(ranked[39], rel=0.01)
+
+
+def test_a_batch_says_which_prompt_is_drawn() -> None:
+    trace = known_trace({EDGE: 1.0})
+    assert "Prompt 1 of the batch of 2 (counted from 0)." in words(trace.draw(batch_idx=1))
+    assert "Means over the batch of 2." in words(trace.draw(batch_idx="mean"))

@@ -63,7 +63,9 @@ def specification(
     """
     trace.check_batch_idx(batch_idx)
     along = None if direction is None else Direction.read(trace, direction)
-    names = QUANTITIES if along is None else {**QUANTITIES, "projection": f"projection on {along.name}"}
+    names = (
+        QUANTITIES if along is None else {**QUANTITIES, "projection": f"projection on {along.name}"}
+    )
     graph = trace.graph
     candidates = (trace.edges or graph.edges).numbers
     if edges is not None:
