@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuit_trace.anatomy import Unembed
-from circuit_trace.errors import EdgeError, InputError
+from circuit_trace.errors import CircuitTraceError, EdgeError, InputError
 from circuit_trace.graph import DestNode, Edge, Edges, Graph
 from circuit_trace.hooks import Read
 from circuit_trace.plan import Plan, PruneScores, SourceOutputs
@@ -22,6 +22,7 @@ from circuit_trace.trace.table import BatchIdx, edge_table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from rich.table import Table
 
     from circuit_trace.visualize.explorer import Explorer
 
@@ -183,6 +184,20 @@ class Trace:
         from circuit_trace.visualize.explorer import explore
 
         return explore(self, **options)
+
+    def __rich__(self) -> Table:
+        """What `rich.print` shows: a table of the edges."""
+        from circuit_trace.visualize.terminal import terminal_table
+
+        return terminal_table(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What a notebook shows: the picture, in the way that Plotly has found to suit it."""
+        try:
+            picture = self.draw()._repr_mimebundle_(include, exclude) or {}
+        except CircuitTraceError:  # a record that cannot be drawn any more still has a name
+            picture = {}
+        return {"text/plain": repr(self), **picture}
 
     def token_strings(self, batch_idx: int = 0) -> list[str] | None:
         """The traced prompt's tokens as text, None where the model has no tokenizer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import plotly.graph_objects as go
 import torch
@@ -42,7 +42,7 @@ from circuit_trace.visualize.options import (
 )
 from circuit_trace.visualize.spec import Orientation, build_side_by_side
 from circuit_trace.visualize.text import BREAK, escape, escape_name, mask_text, number
-from circuit_trace.visualize.write import check_path
+from circuit_trace.visualize.write import File
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
@@ -79,6 +79,8 @@ def draw_difference(
     theme: ThemeName = "light",
     display_ipython: bool = True,
     file_path: str | Path | None = None,
+    include_plotlyjs: bool | Literal["cdn"] = True,
+    page_width: float | None = None,
 ) -> go.Figure:
     """Draw what changed between two traced passes of one model, or between two sets of scores.
 
@@ -116,13 +118,15 @@ def draw_difference(
         theme: "light" or "dark".
         display_ipython: Show the figure if this runs inside IPython.
         file_path: Write the figure too.
+        include_plotlyjs: As in `draw_seq_graph`.
+        page_width: As in `draw_seq_graph`.
 
     Raises:
         FigureError: The two cannot be compared, or as `draw_seq_graph`.
     """
     check_options(score_threshold, orientation)
     check_max_edges(max_edges)
-    path = None if file_path is None else check_path(file_path)
+    file = File.asked_for(file_path, include_plotlyjs, page_width)
     colors = theme_named(theme)
     names = _names(names)
     graph = _graph(before, after, model)
@@ -166,7 +170,7 @@ def draw_difference(
         note=note,
         legend=LEGEND,
     )
-    return present(diagram, colors, display_ipython, path)
+    return present(diagram, colors, display_ipython, file)
 
 
 def _graph(before: Any, after: Any, model: Any) -> Graph:

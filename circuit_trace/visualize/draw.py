@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import plotly.graph_objects as go
 import torch
@@ -49,7 +49,7 @@ from circuit_trace.visualize.spec import (
     lone_panel,
 )
 from circuit_trace.visualize.text import escape, mask_text
-from circuit_trace.visualize.write import check_path, show_in_ipython, write
+from circuit_trace.visualize.write import File, show_in_ipython, write
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
@@ -76,6 +76,8 @@ def draw_seq_graph(
     max_edges: int | None = MAX_EDGES,
     table: bool = False,
     theme: ThemeName = "light",
+    include_plotlyjs: bool | Literal["cdn"] = True,
+    page_width: float | None = None,
 ) -> go.Figure:
     """Draw a circuit as Sankey diagrams, one per token position.
 
@@ -119,6 +121,10 @@ def draw_seq_graph(
             change most; the others are counted beside the diagrams. None draws all.
         table: List every drawn edge with its numbers below the diagrams.
         theme: "light" or "dark".
+        include_plotlyjs: Whether an .html file holds plotly.js, nearly 5 MB, and works offline; "cdn"
+            fetches it when the page opens.
+        page_width: Inches that a .pdf or .svg file is wide, such as 3.25 for a column of a paper;
+            when omitted, 1/96 inch a pixel.
 
     Raises:
         NoTraceError: Nothing was traced yet and no scores were given.
@@ -126,7 +132,7 @@ def draw_seq_graph(
         FigureError: An option is out of range, or the file cannot be written.
     """
     check_options(score_threshold, orientation)
-    path = None if file_path is None else check_path(file_path)
+    file = File.asked_for(file_path, include_plotlyjs, page_width)
     graph, trace = source(model, prune_scores)
     style = live_style(trace, prune_scores, label, width, direction)
     colors = theme_named(theme)
@@ -170,16 +176,16 @@ def draw_seq_graph(
         hidden=hidden,
         table=companion,
     )
-    return present(diagram, colors, display_ipython, path)
+    return present(diagram, colors, display_ipython, file)
 
 
-def present(diagram: Diagram, colors: Theme, display_ipython: bool, path: Path | None) -> go.Figure:
-    """Render a diagram, show it where it can be shown, and write it where a path is given."""
+def present(diagram: Diagram, colors: Theme, display_ipython: bool, file: File | None) -> go.Figure:
+    """Render a diagram, show it where it can be shown, and write it where a file is asked for."""
     drawn_figure = figure(diagram, colors)
     if display_ipython:
         show_in_ipython(drawn_figure)
-    if path is not None:
-        write(drawn_figure, diagram, path)
+    if file is not None:
+        write(drawn_figure, diagram, file)
     return drawn_figure
 
 

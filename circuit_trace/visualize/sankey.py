@@ -15,6 +15,7 @@ from circuit_trace.visualize.layout import NODE_THICKNESS, Point
 from circuit_trace.visualize.spec import (
     HEADING_HEIGHT,
     NAME_SIZE,
+    NOTE_LINE,
     NOTE_SIZE,
     SHORT_SIZE,
     SIDE_MARGIN,
@@ -48,6 +49,10 @@ class Theme:
         """The colour of a link on this paper."""
         return self.links.get(color, color)
 
+    def mark(self, what: str) -> str:
+        """The colour of a mark of the legend, by a link's colour or a node's kind."""
+        return next((color for kind, color in self.nodes.items() if kind == what), self.link(what))
+
 
 THEMES = {
     # Nodes are apart from each other and from the links' colours, also to colour-blind eyes.
@@ -68,13 +73,6 @@ THEMES = {
         link_alpha=0.62,
         links={POSITIVE: "#4C9BFF", NEGATIVE: "#FF6B5E", CURRENT: "#A3A3AB", APPEARED: "#3FA7E8"},
     ),
-}
-
-NODE_NAMES: dict[NodeKind, str] = {
-    "embed": "embedding",
-    "attention": "attention head",
-    "mlp": "MLP",
-    "output": "output",
 }
 
 
@@ -234,13 +232,14 @@ def _short_labels(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
 
 def _words(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
     """The note above and the legend below."""
-    links = {link.color for panel in diagram.panels for link in panel.links}
-    kinds = {node.kind for panel in diagram.panels for node in panel.nodes}
-    marks = [(theme.link(color), name) for color, name in diagram.legend if color in links]
-    marks += [(color, NODE_NAMES[kind]) for kind, color in theme.nodes.items() if kind in kinds]
-    legend = "   ".join(
-        f"<span style='color: {rgba(color, 1)}'>■</span> {name}" for color, name in marks
-    )
+    lines = [
+        "   ".join(
+            f"<span style='color: {theme.mark(color)}'>■</span> {name}" for color, name in line
+        )
+        for line in diagram.legend_lines
+    ]
+    legend = BREAK.join(lines)
+    below = -14 - NOTE_LINE * len(lines) - 3
     words = [
         _annotation(
             0,
@@ -252,7 +251,7 @@ def _words(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
             align="left",
             font={"size": NOTE_SIZE},
         )
-        for text, shift in ((legend, -14), (BREAK.join(diagram.note_lines), -32))
+        for text, shift in ((legend, -14), (BREAK.join(diagram.note_lines), below))
         if text
     ]
     if not diagram.n_links:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
+from typing import Literal, TypeVar
 
 from circuit_trace.anatomy import NodeKind
 from circuit_trace.graph import DestNode, Graph, SrcNode
@@ -26,6 +26,7 @@ from circuit_trace.visualize.plotly_layout import Flow, plotly_total, stack
 from circuit_trace.visualize.text import BREAK, escape, escape_name, text_size, token_label
 
 Orientation = Literal["h", "v"]
+T = TypeVar("T")
 
 HAIRLINE = 0.01
 """Width of an edge whose weight is 0, as a share of the widest: shown, but thin."""
@@ -50,7 +51,7 @@ PANEL_GAP = 22
 SIDE_GAP = 90
 """Pixels between diagrams side by side: half a node's name stands on either side."""
 HEADING_HEIGHT = 30
-NARROWEST = {"h": 540, "v": 420}
+NARROWEST = {"h": 540, "v": 250}
 LABEL_MARGIN = 150
 TITLE_SHIFT = 44
 """Pixels between a title and the diagram: half a node's name stands there."""
@@ -62,7 +63,15 @@ MOST_SHORT_LABELS = 40
 NAME_SIZE, SHORT_SIZE = 12, 10
 """Font sizes of node names and of the labels on links."""
 NOTE_SIZE, NOTE_LINE = 11, 15
-"""The note's font size, and pixels from one line of it to the next."""
+"""The font size of legend and note, and pixels from one line to the next."""
+MARK = 20
+"""Pixels that a mark of the legend takes beside its name."""
+NODE_NAMES: dict[NodeKind, str] = {
+    "embed": "embedding",
+    "attention": "attention head",
+    "mlp": "MLP",
+    "output": "output",
+}
 
 
 @dataclass(frozen=True)
@@ -141,28 +150,54 @@ class Diagram:
     @property
     def note_lines(self) -> list[str]:
         """The note, broken into lines that fit under the diagrams."""
-        return _wrapped(self.note, self.plot_width)
+        return _note_lines(self.note, self.plot_width)
+
+    @property
+    def legend_lines(self) -> list[list[Mark]]:
+        """The colours in use and what they mean, in lines that fit under the diagrams."""
+        colors = {link.color for panel in self.panels for link in panel.links}
+        kinds = {node.kind for panel in self.panels for node in panel.nodes}
+        return _legend_lines(self.legend, colors, kinds, self.plot_width)
 
     @property
     def bottom_margin(self) -> float:
         """Pixels below the plot."""
-        return SIDE_MARGIN / 2 if self.table else _words_height(self.note, self.plot_width)
+        return SIDE_MARGIN / 2 if self.table else _words_height(self.note_lines, self.legend_lines)
 
 
-def _wrapped(note: str, plot_width: float) -> list[str]:
-    lines = [""]
-    for word in note.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and text_size(longer, NOTE_SIZE)[0] > plot_width + SIDE_MARGIN:
-            lines.append(word)
-        else:
-            lines[-1] = longer
+Mark = tuple[str, str]
+"""An entry of the legend: a link's colour or a node's kind, and what it means."""
+
+
+def _note_lines(note: str, plot_width: float) -> list[str]:
+    words = [(word, text_size(word + " ", NOTE_SIZE)[0] - 6) for word in note.split(" ")]
+    return [" ".join(line) for line in _lines(words, plot_width)]
+
+
+def _legend_lines(
+    legend: tuple[tuple[str, str], ...], colors: Set[str], kinds: Set[str], plot_width: float
+) -> list[list[Mark]]:
+    marks: list[Mark] = [(color, name) for color, name in legend if color in colors]
+    marks += [(kind, name) for kind, name in NODE_NAMES.items() if kind in kinds]
+    return _lines([(one, MARK + text_size(one[1], NOTE_SIZE)[0]) for one in marks], plot_width)
+
+
+def _lines(items: Sequence[tuple[T, float]], plot_width: float) -> list[list[T]]:
+    """Items of a width in pixels each, in lines that fit under the diagrams."""
+    lines: list[list[T]] = [[]]
+    free = room = plot_width + SIDE_MARGIN
+    for item, width in items:
+        if lines[-1] and width > free:
+            lines.append([])
+            free = room
+        lines[-1].append(item)
+        free -= width
     return lines
 
 
-def _words_height(note: str, plot_width: float) -> float:
+def _words_height(note_lines: Sequence[str], legend_lines: Sequence[Sequence[Mark]]) -> float:
     """Pixels that the legend and the note take."""
-    return BOTTOM_MARGIN + NOTE_LINE * (len(_wrapped(note, plot_width)) - 1)
+    return BOTTOM_MARGIN + NOTE_LINE * (len(note_lines) + len(legend_lines) - 2)
 
 
 @dataclass(frozen=True)
@@ -267,7 +302,9 @@ def build_side_by_side(
     plot_width = n_sides * width + SIDE_GAP * (n_sides - 1)
     if table is not None:
         plot_width = max(plot_width, float(ceil(sum(table.widths))))
-        plot_height += _words_height(note, plot_width) + table.height
+        kinds = {end.kind for one in every for end in (one.edge.src, one.edge.dest)}
+        lines = _legend_lines(legend, {one.color for one in every}, kinds, plot_width)
+        plot_height += _words_height(_note_lines(note, plot_width), lines) + table.height
     panels, top = [], 0.0
     lefts = [number * (width + SIDE_GAP) for number in range(n_sides)]
     for number, (row, room) in enumerate(zip(rows, rooms, strict=True)):

@@ -43,6 +43,15 @@ def escape_name(name: str) -> str:
     return escape(name).replace("&gt;", ">")
 
 
+def visible(token: str) -> str:
+    r"""A token as plain text in which every character shows.
+
+    >>> visible("a\n"), visible("<b>"), visible("")
+    ('a↵', '<b>', '∅')
+    """
+    return html.unescape(token_label(token))
+
+
 def token_label(token: str) -> str:
     """A token as a label: escaped, cut if it is long, and visible if it is blank.
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError
 from circuit_trace.visualize.graph_text import dot, mermaid
-from circuit_trace.visualize.spec import Diagram
+from circuit_trace.visualize.spec import SHORT_SIZE, Diagram
 
 IMAGES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 GRAPHS = {".mmd": mermaid, ".dot": dot}
 """What is written of the diagram as text, for other tools to draw."""
 FORMATS = (".html", ".json", *IMAGES, *GRAPHS)
+
+SMALLEST_POINTS = 5
+"""Smaller text is hard to read on paper."""
 
 NO_BROWSER = (
     "Pictures such as {suffix} are drawn by Kaleido, which needs Chrome or Chromium on this machine "
@@ -41,37 +47,87 @@ def check_path(file_path: str | Path) -> Path:
     return path
 
 
-def write(figure: go.Figure, diagram: Diagram, path: Path) -> None:
+@dataclass(frozen=True)
+class File:
+    """A file to write: with plotly.js inside a page or fetched, and how many inches wide it is on
+    paper."""
+
+    path: Path
+    include_plotlyjs: bool | str = True
+    page_width: float | None = None
+
+    @classmethod
+    def asked_for(cls, path: Any, include_plotlyjs: Any, page_width: Any) -> File | None:
+        """What a user asks for, checked before anything is drawn; None for no file.
+
+        Raises:
+            FigureError: No such file can be written.
+        """
+        if include_plotlyjs not in (True, False, "cdn"):
+            raise FigureError(
+                "include_plotlyjs must be True (the page works offline), 'cdn' (fetched when the page "
+                f"opens) or False (the page around it has it); got {include_plotlyjs!r}."
+            )
+        if page_width is not None:
+            is_number = isinstance(page_width, int | float) and not isinstance(page_width, bool)
+            if not (is_number and 0.5 <= page_width <= 100):
+                raise FigureError(
+                    f"page_width must be a number of inches, such as 3.25 for a column of a paper; "
+                    f"got {page_width!r}."
+                )
+            if path is None or Path(path).suffix.lower() not in (".pdf", ".svg"):
+                raise FigureError("page_width is for a file_path that ends in .pdf or .svg.")
+        return None if path is None else cls(check_path(path), include_plotlyjs, page_width)
+
+
+def write(figure: go.Figure, diagram: Diagram, file: File) -> None:
     """Write the figure, or its diagram as text; the folder is made.
 
     Raises:
         FigureError: An image was asked for and there is no browser to draw it, or the folder or
             file cannot be written.
     """
-    suffix = path.suffix.lower()
+    path, suffix = file.path, file.path.suffix.lower()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if suffix == ".html":
             # A fixed id, so that the same figure gives the same file.
-            figure.write_html(path, include_plotlyjs=True, div_id="circuit-trace")
+            figure.write_html(path, include_plotlyjs=file.include_plotlyjs, div_id="circuit-trace")
         elif suffix == ".json":
             figure.write_json(path)
         elif suffix in GRAPHS:
             path.write_text(GRAPHS[suffix](diagram), encoding="utf-8")
         else:
-            _write_image(figure, path, suffix)
+            _write_image(figure, path, _scale(figure, file))
     except OSError as error:
         raise FigureError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
 
 
-def _write_image(figure: go.Figure, path: Path, suffix: str) -> None:
+def _scale(figure: go.Figure, file: File) -> float:
+    """How much larger than its pixels a picture is; a pixel is 1/96 inch on paper."""
+    if file.path.suffix.lower() not in (".pdf", ".svg"):
+        return 2.0
+    if file.page_width is None:
+        return 1.0
+    scale = file.page_width * 96 / figure.layout["width"]
+    points = SHORT_SIZE * scale * 0.75
+    if points < SMALLEST_POINTS:
+        warnings.warn(
+            f"At {file.page_width:g} inches the smallest text of this figure is {points:.1f} points. "
+            "It is larger with orientation='v', with fewer edges or positions, or on a wider page.",
+            stacklevel=5,
+        )
+    return scale
+
+
+def _write_image(figure: go.Figure, path: Path, scale: float) -> None:
     from choreographer.errors import ChromeNotFoundError
 
     try:
-        figure.write_image(path, scale=2 if suffix not in (".svg", ".pdf") else None)
+        figure.write_image(path, scale=scale)
     except (RuntimeError, ChromeNotFoundError) as error:
         if "chrome" in str(error).lower() or isinstance(error, ChromeNotFoundError):
-            raise FigureError(NO_BROWSER.format(suffix=suffix)) from error
+            raise FigureError(NO_BROWSER.format(suffix=path.suffix.lower())) from error
         raise
 
 

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import html
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
 from choreographer.browsers.chromium import Chromium
 
 import circuit_trace as ct
-from circuit_trace.visualize.write import FORMATS, IMAGES, check_path, write
-from tests.visualize.pictures import SEQ, random_scores, score_diagram, scores, wrapped
+from circuit_trace.visualize.write import FORMATS, IMAGES, File, check_path, write
+from tests.visualize.pictures import (
+    SEQ,
+    known_trace,
+    random_scores,
+    score_diagram,
+    scores,
+    wrapped,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The kopts argument is ignored")
 """Plotly passes options that a Kaleido which runs already has no use for."""
+
+BOX = re.compile(rb"/MediaBox \[(\S+) (\S+) (\S+) (\S+)\]")
+"""The size of a PDF's page, in points."""
 
 SIGNATURES: dict[str, Callable[[bytes], bool]] = {
     ".png": lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"),
@@ -145,10 +157,62 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(go.Figure, "write_image", fail)
     with pytest.raises(RuntimeError, match=r"^something else$"):
-        write(go.Figure(), score_diagram(scores({})), tmp_path / "a.png")
+        write(go.Figure(), score_diagram(scores({})), File(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_paths_of_every_type(suffix: str) -> None:
     assert check_path(f"some/where{suffix}") == Path(f"some/where{suffix}")
     assert check_path(Path(f"x{suffix.upper()}")) == Path(f"x{suffix.upper()}")
+
+
+# Pages and paper
+
+
+def test_a_page_is_small_where_plotly_is_fetched(tmp_path: Path) -> None:
+    trace = known_trace({"A0.1->A1.2.Q": 1.0})
+    sizes = {}
+    for include in (True, "cdn", False):
+        path = tmp_path / f"{include}.html"
+        trace.draw(file_path=path, include_plotlyjs=include)
+        sizes[include] = path.stat().st_size
+    assert sizes[True] <= 6_000_000
+    assert sizes["cdn"] < 30_000
+    assert "cdn.plot.ly" in (tmp_path / "cdn.html").read_text()
+    assert "cdn.plot.ly" not in (tmp_path / "False.html").read_text()
+
+
+@pytest.mark.browser
+def test_a_pdf_is_as_wide_as_a_column(tmp_path: Path, kaleido_server: None) -> None:
+    path = tmp_path / "column.pdf"
+    edges = {"A0.1->A1.2.Q": 1.0, "A1.2->Resid End": 1.0}
+    known_trace(edges).draw(file_path=path, orientation="v", page_width=3.25)
+    content = path.read_bytes()
+    (box,) = {tuple(map(float, found)) for found in BOX.findall(content)}
+    assert box[2] == pytest.approx(3.25 * 72, abs=1)
+    assert b"/FontFile2" in content  # fonts are embedded
+    assert b"/Subtype /Image" not in content  # and nothing is a bitmap
+
+
+@pytest.mark.browser
+def test_text_that_would_be_too_small_is_warned_of(tmp_path: Path, kaleido_server: None) -> None:
+    trace = known_trace({"A0.1->A1.2.Q": 1.0, "A1.2->Resid End": 1.0})
+    with pytest.warns(UserWarning, match=r"the smallest text of this figure is \d\.\d points"):
+        trace.draw(file_path=tmp_path / "wide.svg", page_width=1.5)
+    assert 'width="144"' in (tmp_path / "wide.svg").read_text()
+
+
+WRONG_FILES: list[tuple[dict[str, Any], str]] = [
+    ({"file_path": "a.html", "include_plotlyjs": "yes"}, "include_plotlyjs must be True"),
+    ({"file_path": "a.pdf", "page_width": 0}, "page_width must be a number of inches"),
+    ({"file_path": "a.pdf", "page_width": "3in"}, "page_width must be a number of inches"),
+    ({"file_path": "a.png", "page_width": 3.0}, "ends in .pdf or .svg"),
+    ({"page_width": 3.0}, "ends in .pdf or .svg"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_FILES)
+def test_wrong_files(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ct.FigureError) as caught:
+        known_trace({"A0.1->A1.2.Q": 1.0}).draw(**options)
+    assert message in str(caught.value)

@@ -10,7 +10,8 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from circuit_trace.visualize.edges import LIVE_LEGEND, PROJECTION_LEGEND, SCORE_LEGEND
-from circuit_trace.visualize.sankey import NODE_NAMES, Theme
+from circuit_trace.visualize.sankey import Theme
+from circuit_trace.visualize.spec import NODE_NAMES
 
 MARK = re.compile(r"\{\{(\w+)\}\}")
 
@@ -22,9 +23,12 @@ def render(spec: dict[str, Any], theme: Theme) -> str:
         "node_names": NODE_NAMES,
         "link_alpha": theme.link_alpha,
         "legends": {
-            "mask": LIVE_LEGEND,
-            "score": SCORE_LEGEND,
-            "projection": PROJECTION_LEGEND,
+            quantity: [(theme.link(color), name) for color, name in legend]
+            for quantity, legend in {
+                "mask": LIVE_LEGEND,
+                "score": SCORE_LEGEND,
+                "projection": PROJECTION_LEGEND,
+            }.items()
         },
     }
     scheme = "dark" if theme.ink > theme.paper else "light"

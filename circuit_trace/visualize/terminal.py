@@ -1,0 +1,81 @@
+"""A trace in the terminal: `rich.print(trace)`."""
+
+from __future__ import annotations
+
+import math
+
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from circuit_trace.trace import Trace, edge_table
+from circuit_trace.visualize.edges import BETWEEN, CURRENT, PATCHED, strongest
+from circuit_trace.visualize.text import mask_text, number, visible
+
+MOST_ROWS = 40
+"""Edges beyond these, those that change least, are only counted."""
+BAR = 8
+"""Characters of the longest bar."""
+
+
+def terminal_table(trace: Trace) -> Table:
+    """The patched or named edges of a pass (the strongest where there are none), a row each.
+
+    >>> import circuit_trace as ct
+    >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+    >>> from rich.console import Console
+    >>> model = ct.wrap(ct.load_model("bundled"))
+    >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
+    >>> Console(width=80).print(terminal_table(trace))  # doctest: +NORMALIZE_WHITESPACE
+    <Trace: batch 1, seq 15, 11 sources, 1 edges patched>
+    <BLANKLINE>
+     edge             mask  current  patched  cosine  Δ
+     ─────────────────────────────────────────────────────────────
+     A1.0->Resid End  1.00     11.6     13.3   0.847  7.1 ━━━━━━━━
+    <BLANKLINE>
+    L2 norms of vectors
+    """
+    numbers = edge_table(trace, trace.edges or trace.graph.edges, 0)
+    has_patch = trace.patched is not None
+    ranked = numbers["delta_norm" if has_patch else "current_norm"]
+    kept = strongest(ranked.fillna(0).tolist(), MOST_ROWS)
+    more = len(numbers) - len(kept)
+    shown = numbers.iloc[kept]
+    largest = ranked[ranked.notna() & (ranked < math.inf)].max() if len(kept) else 0.0
+    table = Table(
+        title=Text(repr(trace)),
+        title_justify="left",
+        title_style="bold",
+        caption="L2 norms of vectors" + (f", and {more:,} edges that rank lower" if more else ""),
+        caption_justify="left",
+        box=SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    has_positions = trace.graph.seq_len is not None
+    if has_positions:
+        table.add_column("position", no_wrap=True)
+    table.add_column("edge", no_wrap=True)
+    names = ("mask", "current", "patched", "cosine") if has_patch else ("current",)
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_column("Δ" if has_patch else "", no_wrap=True)
+    for row, strength in zip(shown.to_dict("records"), ranked.iloc[kept], strict=True):
+        color = PATCHED if row["mask"] == 1 else CURRENT if row["mask"] == 0 else BETWEEN
+        cells = [Text(_position(row["seq_idx"], row["token"]))] if has_positions else []
+        cells.append(Text(row["edge"], style=f"bold {color}"))
+        if has_patch:
+            cells.append(Text(mask_text(row["mask"])))
+        cells.append(Text(number(row["current_norm"])))
+        if has_patch:
+            cells += [Text(number(row["patched_norm"])), Text(number(row["cosine"]))]
+        length = round(BAR * strength / largest) if largest > 0 and math.isfinite(strength) else 0
+        bar = Text(f"{number(strength)} " if has_patch else "")
+        cells.append(bar.append("━" * length, style=color))
+        table.add_row(*cells)
+    return table
+
+
+def _position(at: int, token: str | None) -> str:
+    return f"{at}" if token is None else f"{at} {visible(token)}"
