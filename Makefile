@@ -63,6 +63,7 @@ train: install
 
 benchmark: install
 	$(BIN)/python tests/benchmarks/engine.py
+	$(BIN)/python tests/benchmarks/figures.py
 
 # Against auto-circuit, in the environment where it runs.
 benchmark-peer: $(TL2)/.installed

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cmp_to_key
-from typing import Any
 
 RELAXATIONS = 50
 MOST_EXACT = 300
@@ -143,14 +141,10 @@ class _Layout:
             tuple(tuple(node.into) for node in self.nodes),
         )
 
-    def _order(self, end: Callable[[Flow], int]) -> Callable[[int], Any]:
+    def _order(self, end: Callable[[Flow], int]) -> Callable[[int], tuple[float, int]]:
         """Sort links by where their far node begins, then by number."""
-
-        def compare(one: int, other: int) -> int:
-            top, other_top = (self.nodes[end(self.flows[number])].top for number in (one, other))
-            return -1 if top < other_top else 1 if top > other_top else one - other
-
-        return cmp_to_key(compare)
+        far = [self.nodes[end(flow)] for flow in self.flows]
+        return lambda number: (far[number].top, number)
 
     def _start(self, column: list[_Node]) -> None:
         at = 0.0
