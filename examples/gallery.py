@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import torch
 from tqdm import tqdm
 
@@ -43,7 +44,6 @@ def bundled() -> Iterator[View]:
     for name, options in {
         "live": {},
         "live_vertical": {"orientation": "v"},
-        "live_layers": {"layer_spacing": True},
         "live_all_positions": {"show_all_seq_pos": True},
         "live_dark": {"theme": "dark"},
         "live_cosine": {"label": "cosine", "width": "delta"},
@@ -53,6 +53,17 @@ def bundled() -> Iterator[View]:
         "live_own_words": {"label": lambda flow: f"heard by {flow.edge.dest.unit}"},
     }.items():
         yield name, lambda path, options=options: trace.draw(file_path=path, **options)
+    few = model.trace(CLEAN, corrupt=CORRUPT, edges=[(14, "A0.0->A1.0.Q"), (14, "A1.0->Resid End")])
+    yield "live_layers", lambda path: few.draw(layer_spacing=True, file_path=path)
+    yield (
+        "column",
+        lambda path: few.draw(orientation="v", file_path=path.with_suffix(".pdf"), page_width=3.25),
+    )
+    yield "in_a_figure_of_your_own", lambda path: beside_a_plot(trace, path)
+    yield (
+        "explorer",
+        lambda path: trace.explore(direction=ANSWERS, file_path=path.with_suffix(".html")),
+    )
     # A second pass with other masks, to compare.
     masks = {**CIRCUIT, (14, "A1.2->Resid End"): 1.0, (14, "A1.0->MLP 1"): 0.4}
     masks |= {(14, "MLP 1->Resid End"): 1.0, (14, "A1.3->Resid End"): 0.5}
@@ -93,6 +104,24 @@ def bundled() -> Iterator[View]:
     )
 
 
+def beside_a_plot(trace: ct.Trace, path: Path) -> None:
+    """One position's diagram above the norms of what its sources wrote."""
+    diagram, _ = ct.net_viz(trace, trace.edges, None, (0.55, 1.0), seq_idx=14, size=(820, 230))
+    rows = trace.table().query("seq_idx == 14").drop_duplicates("src")
+    bars = go.Bar(x=rows["src"], y=rows["delta_norm"], marker_color="#D55E00")
+    figure = go.Figure([diagram, bars])
+    figure.update_layout(
+        width=900,
+        height=560,
+        margin={"l": 50, "r": 30, "t": 30, "b": 40},
+        yaxis={"domain": [0, 0.4], "title": "‖Δ‖"},
+        title={"text": "What changes at the last token", "x": 0.5},
+        template="plotly_white",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_image(path, scale=2)
+
+
 def attributions(
     model: ct.PatchableModel, clean: str = CLEAN, corrupt: str = CORRUPT
 ) -> ct.PruneScores:
@@ -129,11 +158,13 @@ def large() -> Iterator[View]:
     clean, corrupt = torch.randint(0, 1000, (2, 1, 16), generator=generator)
     edges = [model.edges[number] for number in range(0, model.n_edges, 1300)]
     trace = model.trace(clean, corrupt=corrupt, edges=edges)
-    yield "large_scores", lambda path: ct.draw_seq_graph(model, scores, 0.01, file_path=path)
-    yield (
-        "large_strongest",
-        lambda path: ct.draw_seq_graph(model, scores, 0.01, max_edges=30, file_path=path),
-    )
+    for name, most in (("large_scores", 150), ("large_strongest", 30)):
+        yield (
+            name,
+            lambda path, most=most: ct.draw_seq_graph(
+                model, scores, 0.01, max_edges=most, file_path=path
+            ),
+        )
     yield "large_live", lambda path: trace.draw(file_path=path)
     yield "large_live_layers", lambda path: trace.draw(layer_spacing=True, file_path=path)
 

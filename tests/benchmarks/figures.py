@@ -78,7 +78,8 @@ def main() -> None:
         trace.draw(file_path=page, include_plotlyjs="cdn")
         small = page.stat().st_size / 1e6
     print(
-        f"\nPages in MB: figure {figure:.2f}, with plotly.js fetched {small:.2f}, explorer {explorer:.2f}."
+        f"\nPages in MB: figure {figure:.2f}, with plotly.js fetched {small:.2f}, "
+        f"explorer {explorer:.2f}."
     )
 
 
