@@ -9,8 +9,8 @@ from circuit_trace import cli
 from circuit_trace.visualize import write
 
 
-def no_browser(_figure: object, _path: Path, suffix: str) -> None:
-    raise ct.FigureError(write.NO_BROWSER.format(suffix=suffix))
+def no_browser(_figure: object, path: Path, _scale: float) -> None:
+    raise ct.FigureError(write.NO_BROWSER.format(suffix=path.suffix))
 
 
 def test_demo_prints_the_table_and_names_the_files(

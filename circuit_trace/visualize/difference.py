@@ -40,7 +40,7 @@ from circuit_trace.visualize.options import (
     position_titles,
     theme_named,
 )
-from circuit_trace.visualize.spec import Orientation, build_side_by_side
+from circuit_trace.visualize.spec import Orientation, build_diagram
 from circuit_trace.visualize.text import BREAK, escape, escape_name, mask_text, number
 from circuit_trace.visualize.write import File
 
@@ -160,7 +160,7 @@ def draw_difference(
         note += (
             f" Not drawn: {n_changed - len(kept):,} edges that change less (max_edges={max_edges})."
         )
-    diagram = build_side_by_side(
+    diagram = build_diagram(
         graph,
         shown,
         titles=position_titles(graph, trace, seq_labels, batch_idx),

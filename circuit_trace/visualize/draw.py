@@ -166,7 +166,7 @@ def draw_seq_graph(
             )
     diagram = build_diagram(
         graph,
-        drawn,
+        {"": drawn},
         titles=titles,
         show_all_seq_pos=show_all_seq_pos,
         layer_spacing=layer_spacing,

@@ -230,7 +230,7 @@ class _Content:
 
 def build_diagram(
     graph: Graph,
-    drawn: Sequence[DrawnEdge],
+    sides: Mapping[str, Sequence[DrawnEdge]],
     *,
     titles: Sequence[str] | None,
     show_all_seq_pos: bool,
@@ -243,36 +243,9 @@ def build_diagram(
 ) -> Diagram:
     """Lay edges out, a panel per position from the first down; `hidden` counts those left out.
 
-    The heights of the panels' domains are in proportion to the edge weight they hold.
+    `sides` are drawn side by side in one scale, each below its heading; one alone has none, "". The
+    heights of the panels' domains are in proportion to the edge weight they hold.
     """
-    return build_side_by_side(
-        graph,
-        {"": drawn},
-        titles=titles,
-        show_all_seq_pos=show_all_seq_pos,
-        layer_spacing=layer_spacing,
-        orientation=orientation,
-        note=note,
-        legend=legend,
-        hidden=hidden,
-        table=table,
-    )
-
-
-def build_side_by_side(
-    graph: Graph,
-    sides: Mapping[str, Sequence[DrawnEdge]],
-    *,
-    titles: Sequence[str] | None,
-    show_all_seq_pos: bool,
-    layer_spacing: bool,
-    orientation: Orientation,
-    note: str,
-    legend: tuple[tuple[str, str], ...],
-    hidden: Mapping[int | None, int] | None = None,
-    table: Table | None = None,
-) -> Diagram:
-    """As `build_diagram`, for several sets of edges in one scale, each below its heading."""
     n_sides = len(sides)
     every = [one for drawn in sides.values() for one in drawn]
     hidden = hidden or {}

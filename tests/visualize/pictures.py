@@ -135,7 +135,8 @@ def score_diagram(values: ct.PruneScores, seq_len: int | None = None, **options:
         "note": "note",
         "legend": SCORE_LEGEND,
     }
-    return build_diagram(the_graph, score_edges(the_graph, values, 0.01), **{**settings, **options})
+    drawn = {"": score_edges(the_graph, values, 0.01)}
+    return build_diagram(the_graph, drawn, **{**settings, **options})
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def test_an_edge_of_weight_zero_is_thin(orientation: str) -> None:
     values = scores({"Resid Start->A0.1.V": 1.0})
     drawn = score_edges(graph(), values, 0.0)
     diagram = build_diagram(
-        graph(), drawn, titles=None, show_all_seq_pos=False, layer_spacing=False,
+        graph(), {"": drawn}, titles=None, show_all_seq_pos=False, layer_spacing=False,
         orientation=orientation, note="", legend=(),
     )  # fmt: skip
     widths = sorted({link.value for panel in diagram.panels for link in panel.links})
