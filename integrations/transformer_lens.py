@@ -305,9 +305,14 @@ def _project(norm: Norm, attn: Any, letter: str, x: Tensor, heads: Sequence[int]
     bias = getattr(attn, f"_b_{letter}", None)
     bias = getattr(attn, f"b_{letter}", None) if bias is None else bias
     normed = norm(x).to(weight.dtype)
-    if len(index) < len(weight):  # all of them need no gather
-        weight, bias = weight[index], None if bias is None else bias[index]
-    projected = torch.bmm(normed.flatten(1, 2), weight).unflatten(1, x.shape[1:3])
+    rows = normed.flatten(1, 2)
+    if len(index) < len(weight) and weight.device.type == "cpu":
+        # One by one: to gather weights into one tensor costs a CPU more than it saves.
+        projected = torch.stack([row @ weight[head] for row, head in zip(rows, index, strict=True)])
+    else:
+        projected = torch.bmm(rows, weight if len(index) == len(weight) else weight[index])
+    projected = projected.unflatten(1, x.shape[1:3])
+    bias = bias if bias is None or len(index) == len(weight) else bias[index]
     return projected if bias is None else projected + bias[:, None, None]
 
 
