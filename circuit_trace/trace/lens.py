@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuit_trace.errors import InputError
-from circuit_trace.graph import Edge
+from circuit_trace.graph import Edge, whole_number
 
 if TYPE_CHECKING:
     from circuit_trace.trace.trace import Trace
@@ -67,10 +67,12 @@ class Lens:
         with torch.no_grad():
             normed = unembed.norm(stream)
         wide = _centred(stream.float(), is_centred) * gain
+        # Where the stream is nothing, or not finite, outputs have no shares: they are NaN.
         scale = wide.norm(dim=-1) / (normed.float() - shift).norm(dim=-1)
-        lens = cls(gain, is_centred, scale, weight.float())
-        _check(trace, batch_idx, normed, weight, (wide / scale[:, None] + shift) - normed.float())
-        return lens
+        scale = torch.where(scale > 0, scale, float("nan"))
+        _check_linear(normed, wide / scale[:, None] + shift)
+        _check_logits(trace, batch_idx, normed, weight)
+        return cls(gain, is_centred, scale, weight.float())
 
     def logits(
         self, vectors: Float[Tensor, "row d_model"], positions: Sequence[int]
@@ -128,34 +130,43 @@ def _centred(vectors: Tensor, is_centred: bool) -> Tensor:
     return vectors - vectors.mean(-1, keepdim=True) if is_centred else vectors
 
 
-def _check(
-    trace: Trace, batch_idx: int, normed: Tensor, weight: Tensor, difference: Tensor
-) -> None:
-    """Compare the norm with its linear form, and what it gives with the logits of the pass."""
-    unembed = trace.unembed
-    assert unembed is not None
-    tolerance = TOLERANCE.get(weight.dtype, max(TOLERANCE.values()))
-    size = normed.float().norm()
-    if not bool(difference.norm() <= tolerance * size):
+def _check_linear(normed: Tensor, linear: Tensor) -> None:
+    """Compare the norm with its linear form, where both are numbers."""
+    relative = _relative(linear, normed.float())
+    if not relative.isnan().all() and relative.nan_to_num().max() > _tolerance(normed):
         raise InputError(
             "The final norm of this model is not a LayerNorm or RMSNorm: for a given scale it is "
             "not linear, so outputs have no shares of the logits. Give direction= as a vector, or "
             "choose another label."
         )
-    logits = trace.logits
+
+
+def _check_logits(trace: Trace, batch_idx: int, normed: Tensor, weight: Tensor) -> None:
+    """Compare what the norm gives with the logits of the pass, where they are numbers."""
+    unembed, logits = trace.unembed, trace.logits
+    assert unembed is not None
     if logits is None or logits.ndim != 3 or logits.shape[1] != trace.seq:
         return
     bias = unembed.bias()
-    ours = normed[-1] @ weight
+    ours = normed.detach() @ weight
     ours = unembed.finish(ours if bias is None else ours + bias.detach()).float()
-    theirs = logits[batch_idx, -1].detach().to(ours)
-    relative = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
-    if not relative <= tolerance:
+    relative = _relative(ours, logits[batch_idx].detach().to(ours)).nan_to_num(0.0, 0.0)
+    worst = int(relative.argmax())
+    if relative[worst] > _tolerance(weight):
         raise InputError(
-            f"The end of the residual stream, the final norm and W_U give other logits than this pass "
-            f"had (by {relative:.2g} relative to their size). Were the weights changed since, or "
-            "do hooks change the stream? Trace again without."
+            f"The end of the residual stream, the final norm and W_U give other logits at position "
+            f"{worst} than this pass had (by {float(relative[worst]):.2g} relative to their size). "
+            "Were the weights changed since, or do hooks change the stream? Trace again without."
         )
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The relative difference at each position."""
+    return (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-30)
+
+
+def _tolerance(like: Tensor) -> float:
+    return TOLERANCE.get(like.dtype, max(TOLERANCE.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,22 +187,28 @@ class Direction:
         """
         if isinstance(given, Direction):
             return given
-        if _is_pair(given):
-            first, second = (_token_id(trace, one) for one in given)
+        pair = _pair(given)
+        if pair is not None:
+            first, second = (_token_id(trace, one) for one in pair)
+            if first == second:
+                raise InputError(f"The two tokens of direction={given!r} are the same.")
             Lens.of(trace, 0)  # what cannot be read as tokens is refused here
             names = [_strings(trace, [token])[0] for token in (first, second)]
             return cls(None, (first, second), f"logit({names[0]}) − logit({names[1]})")
         d_model = trace.current.sites[0].d_model
         try:
-            vector = torch.as_tensor(given, dtype=torch.float32).detach().cpu()
+            vector = torch.as_tensor(given, dtype=torch.float32).detach().to_dense().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"direction must be a vector of numbers or a pair of tokens; got {given!r}."
             ) from error
         if vector.shape != (d_model,) or not bool(vector.isfinite().all()):
+            got = f"the shape {tuple(vector.shape)}"
+            if vector.shape == (d_model,):
+                got = "one with NaN or infinity in it"
             raise InputError(
                 f"direction must be a vector of {d_model} finite numbers (d_model), or a pair of "
-                f"tokens such as (' Mary', ' John'); got the shape {tuple(vector.shape)}."
+                f"tokens such as (' Mary', ' John'); got {got}."
             )
         return cls(vector, None, "the direction")
 
@@ -203,10 +220,15 @@ class Direction:
         return Lens.of(trace, batch_idx).direction(*self.tokens).cpu()
 
 
-def _is_pair(given: Any) -> bool:
+def _pair(given: Any) -> list[str | int] | None:
+    """Two tokens, as text or as ids of any kind of whole number; None for anything else."""
+    if isinstance(given, Tensor) and given.shape == (2,) and not given.is_floating_point():
+        given = given.tolist()
     if not isinstance(given, tuple | list) or len(given) != 2:
-        return False
-    return all(isinstance(one, str | int) and not isinstance(one, bool) for one in given)
+        return None
+    read = [one.item() if isinstance(one, Tensor) and one.ndim == 0 else one for one in given]
+    ids = [one if isinstance(one, str) else whole_number(one) for one in read]
+    return None if None in ids else [one for one in ids if one is not None]
 
 
 def _token_id(trace: Trace, token: str | int) -> int:
@@ -225,6 +247,9 @@ def _token_id(trace: Trace, token: str | int) -> int:
             f"direction needs single tokens, but {token!r} is {len(ids)} of them: {pieces}. Mind "
             "the space before a word, or give a token's id."
         )
+    read = _strings(trace, ids)[0]
+    if read.strip().casefold() != token.strip().casefold():
+        raise InputError(f"The tokenizer does not know {token!r}: it reads {read!r}.")
     return ids[0]
 
 

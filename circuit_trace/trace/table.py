@@ -211,7 +211,10 @@ def edge_table(
         "src": [edge.src.name for edge in listed],
         "dest": [edge.dest.name for edge in listed],
         "seq_idx": pd.array(positions, dtype="Int64"),
-        "token": [None if strings is None or p is None else strings[p] for p in positions],
+        # As objects: pandas' own strings cannot hold half a surrogate pair, which tokens can.
+        "token": pd.Series(
+            [None if strings is None or p is None else strings[p] for p in positions], dtype=object
+        ),
         "mask": numbers.mask.numpy(),
         "current_norm": numbers.current_norm.numpy(),
         "patched_norm": numbers.patched_norm.numpy(),

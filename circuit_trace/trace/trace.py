@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuit_trace.anatomy import Unembed
 from circuit_trace.errors import CircuitTraceError, EdgeError, InputError
-from circuit_trace.graph import DestNode, Edge, Edges, Graph
+from circuit_trace.graph import DestNode, Edge, Edges, Graph, whole_number
 from circuit_trace.hooks import Read
 from circuit_trace.plan import Plan, PruneScores, SourceOutputs
 from circuit_trace.trace.reconstruct import reconstruction_error
@@ -158,6 +158,8 @@ class Trace:
                 be read as tokens.
         """
         self.check_batch_idx(batch_idx)
+        if (n := whole_number(n_tokens)) is None or n < 0:
+            raise InputError(f"n_tokens must be a whole number, 0 or more; got {n_tokens!r}.")
         edges = self.edges or self.graph.edges
         return edge_table(self, edges, batch_idx, direction, n_tokens)
 

@@ -130,14 +130,15 @@ def draw_difference(
     colors = theme_named(theme)
     names = _names(names)
     graph = _graph(before, after, model)
+    titles = None
     if isinstance(before, Trace) and isinstance(after, Trace):
+        titles = _titles(graph, (before, after), seq_labels, batch_idx)
         found, firsts, seconds, what = _flows(before, after, width, direction, batch_idx)
-        trace: Trace | None = after
     else:
         if width is not None or direction is not None:
             raise FigureError("width and direction are for traces; scores are compared themselves.")
         found, firsts, seconds = _scores(graph, before, after)
-        trace, what = None, "|score|"
+        what, titles = "|score|", position_titles(graph, None, seq_labels, batch_idx)
     kept = _kept(firsts, seconds, score_threshold, max_edges)
     n_changed = len(_kept(firsts, seconds, score_threshold, None))
     union, sides = [], ([], [])
@@ -154,6 +155,11 @@ def draw_difference(
     if not side_by_side:
         note += f", the larger of both. On each edge: {escape(names[0])}→{escape(names[1])}"
     note += "."
+    if isinstance(after, Trace) and after.batch > 1:
+        which = (
+            "Means over the batch" if batch_idx == "mean" else f"Prompt {batch_idx} of the batch"
+        )
+        note += f" {which} of {after.batch}."
     if not kept:
         note = f"Nothing reaches {mask_text(score_threshold)} in either."
     if len(kept) < n_changed:
@@ -163,7 +169,7 @@ def draw_difference(
     diagram = build_diagram(
         graph,
         shown,
-        titles=position_titles(graph, trace, seq_labels, batch_idx),
+        titles=titles,
         show_all_seq_pos=show_all_seq_pos,
         layer_spacing=layer_spacing,
         orientation=orientation,
@@ -194,6 +200,18 @@ def _graph(before: Any, after: Any, model: Any) -> Graph:
             "Scores need the model that they belong to: draw_difference(before, after, model=model)."
         )
     return graph
+
+
+def _titles(
+    graph: Graph, traces: Sequence[Trace], seq_labels: Sequence[str] | None, batch_idx: BatchIdx
+) -> Sequence[str] | None:
+    """The labels of the positions; where the two prompts differ, both tokens."""
+    every = [position_titles(graph, trace, seq_labels, batch_idx) for trace in traces]
+    first, second = every
+    if first is None or second is None:
+        return second
+    pairs = zip(first, second, strict=True)
+    return [one if one == other else f"{one.strip()} / {other.strip()}" for one, other in pairs]
 
 
 def _names(names: Any) -> tuple[str, str]:
@@ -227,15 +245,25 @@ def _flows(
     if width == "mask":
         return *masks, WHAT_WIDTHS_SAY["mask"]
     values: list[list[float]] = []
+    is_change = width in ("delta", "projection") and (before.patched or after.patched)
     found = sorted({n for trace in (before, after) for n in trace.edges.numbers})
     found = found or list(range(after.graph.n_edges))
     edges = [after.graph.edge_at(n) for n in found]
     style = LiveStyle()
-    for trace in (before, after):
-        trace.check_batch_idx(batch_idx)
+    for which, trace in (("first", before), ("second", after)):
+        if is_change and trace.patched is None:  # nothing was changed along any edge
+            values.append([0.0] * len(edges))
+            continue
         style = live_style(trace, None, None, width, direction)
         numbers = edge_numbers(trace, edges, batch_idx, direction=style.direction)
-        values.append(widths_of(numbers, style).double().nan_to_num(0.0, 0.0, 0.0).tolist())
+        widths = widths_of(numbers, style).double()
+        if not bool(widths.isfinite().all()):
+            place = int(widths.isfinite().int().argmin())
+            raise FigureError(
+                f"Cannot compare {width!r}: in the {which} pass it is {float(widths[place])} for the "
+                f"edge {str(edges[place])!r}."
+            )
+        values.append(widths.tolist())
     name = "" if style.direction is None else style.direction.name
     return found, values[0], values[1], WHAT_WIDTHS_SAY[width].format(direction=name)
 
@@ -260,7 +288,7 @@ def _drawn(graph: Graph, number: int, values: tuple[float, float], threshold: fl
 
 
 def _color(before: float, after: float, threshold: float) -> str:
-    was, now = abs(before) >= threshold, abs(after) >= threshold
+    was, now = (value != 0 and abs(value) >= threshold for value in (before, after))
     if was != now:
         return APPEARED if now else VANISHED
     if before * after < 0:

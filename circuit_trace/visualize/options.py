@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from circuit_trace.errors import FigureError, InputError, NoTraceError
@@ -70,7 +71,7 @@ def check_options(score_threshold: float, orientation: str) -> None:
         )
     if (
         isinstance(score_threshold, bool)
-        or not isinstance(score_threshold, int | float)
+        or not isinstance(score_threshold, Real)
         or not (score_threshold >= 0)
     ):
         raise FigureError(f"score_threshold must be a number, 0 or more; got {score_threshold!r}.")
@@ -108,7 +109,9 @@ def position_titles(
                 f"{len(labels)}."
             )
         return [str(label) for label in labels]
-    if graph.seq_len is None or trace is None or batch_idx == "mean" or batch_idx >= trace.batch:
+    if trace is not None:
+        trace.check_batch_idx(batch_idx)
+    if graph.seq_len is None or trace is None or batch_idx == "mean":
         return None
     strings = trace.token_strings(batch_idx)
     return strings if strings is not None and len(strings) == graph.seq_len else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,7 +153,8 @@ WRONG: list[tuple[Any, str]] = [
     ((-1, 2), "There is no token -1"),
     ([1.0, 2.0], "direction must be a vector of 10 finite numbers"),
     ("Mary", "direction must be a vector of numbers or a pair of tokens; got 'Mary'."),
-    (torch.full((10,), float("nan")), "finite numbers"),
+    (torch.full((10,), float("nan")), "got one with NaN or infinity in it"),
+    ((3, 3), "The two tokens of direction=(3, 3) are the same."),
 ]
 
 
@@ -233,3 +236,61 @@ def test_shared_models_are_left_alone() -> None:
     finally:
         handle.remove()
     assert not fired
+
+
+PAIRS = ([3, 7], tuple(np.array([3, 7])), torch.tensor([3, 7]), torch.tensor([3, 7]).unbind())
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ids_of_any_kind_of_whole_number(pair: Any) -> None:
+    trace = wrapped("hooked LN").trace(CLEAN)
+    expected = Direction.read(trace, (3, 7)).tokens
+    assert Direction.read(trace, pair).tokens == expected == (3, 7)
+
+
+def test_a_word_that_the_tokenizer_does_not_know() -> None:
+    from circuit_trace.demo.prompts import CLEAN as TEXT
+
+    trace = ct.wrap(ct.load_model("bundled")).trace(TEXT)
+    with pytest.raises(ct.InputError, match="The tokenizer does not know 'Zebra'"):
+        trace.table(direction=("Zebra", "John"))
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("n_tokens", [-1, 1.5, "a", True])
+def test_numbers_of_tokens_that_are_none(n_tokens: Any) -> None:
+    with pytest.raises(ct.InputError, match="n_tokens must be a whole number"):
+        wrapped("hooked LN").trace(CLEAN).table(n_tokens=n_tokens)
+
+
+def test_a_stream_that_a_hook_changes_is_noticed_at_any_position() -> None:
+    bare = CASES["hooked LN"].build()
+
+    def push(_module: Any, _args: Any, out: Tensor) -> Tensor:
+        changed = out.clone()
+        changed[:, 2] += torch.randn_like(changed[:, 2]) * 50
+        return changed
+
+    model = ct.wrap(bare, seq_len=SEQ)
+    handle = bare.blocks[-1].hook_resid_post.register_forward_hook(push)
+    trace = model.trace(CLEAN, corrupt=CORRUPT, edges=[(2, "A0.1->Resid End")])
+    handle.remove()
+    with pytest.raises(ct.InputError, match="other logits at position 2"):
+        trace.table(direction=(FIRST, SECOND))
+
+
+def test_a_position_without_numbers_leaves_the_others_theirs() -> None:
+    bare = CASES["hooked LN"].build()
+
+    def spoil(_module: Any, _args: Any, out: Tensor) -> Tensor:
+        changed = out.clone()
+        changed[:, SEQ - 1] = float("nan")
+        return changed
+
+    model = ct.wrap(bare, seq_len=SEQ)
+    request: dict[str, Any] = {"corrupt": CORRUPT, "edges": [(2, "A0.1->Resid End")]}
+    expected = model.trace(CLEAN, **request).table(direction=(FIRST, SECOND))
+    handle = bare.blocks[-1].hook_resid_post.register_forward_hook(spoil)
+    found = model.trace(CLEAN, **request).table(direction=(FIRST, SECOND))
+    handle.remove()
+    pd.testing.assert_frame_equal(found, expected)

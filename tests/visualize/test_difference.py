@@ -86,7 +86,10 @@ def test_scores_in_one_diagram() -> None:
 def test_masks_of_two_traces_in_one_diagram() -> None:
     figure = draw_difference(known_trace(BEFORE), known_trace(AFTER))
     check(figure)
-    assert "Width: |mask|, the larger of both. On each edge: before→after." in texts(figure)
+    said = (
+        "Width: |mask|, the larger of both. On each edge: before→after. Prompt 0 of the batch of 2."
+    )
+    assert said in texts(figure)
 
 
 def test_traces_of_the_same_masks_are_compared_by_what_was_received() -> None:
@@ -198,3 +201,46 @@ def test_scores_of_another_shape_are_refused() -> None:
     name = next(iter(scores({})))
     with pytest.raises(ct.MaskError, match="The second scores"):
         draw_difference(scores({}), {name: torch.zeros(3)}, model=wrapped())
+
+
+def test_a_pass_without_a_patch_changes_nothing_along_any_edge() -> None:
+    plain, patched = known_trace({}, patched=None), known_trace({"Resid Start->A0.0.Q": 1.0})
+    found = drawn(
+        draw_difference(plain, patched, width="projection", direction=[0.0, 1.0, 0, 0, 0])
+    )
+    # Six tokens: the last one's 6 · (−6 − 4).
+    assert found == {"Resid Start->A0.0.Q": ("appeared: 0.00→-60", -60.0)} or found == {
+        "Resid Start->A0.0.Q": ("appeared: 0.00→-60", 60.0)
+    }
+
+
+def test_what_is_no_number_is_refused_with_its_edge() -> None:
+    masks: dict[EdgeName, float] = {(0, "Resid Start->A0.0.Q"): 1.0}
+    odd = known_trace(masks, SEQ, patched=(float("nan"), 0.0, 0.0, 0.0, 0.0))
+    with pytest.raises(
+        ct.FigureError, match=r"in the second pass it is nan for the edge '.*A0\.0\.Q"
+    ):
+        draw_difference(known_trace(masks, SEQ), odd, width="received")
+
+
+def test_positions_where_the_prompts_differ_name_both_tokens() -> None:
+    masks: dict[EdgeName, float] = {(0, "Resid Start->A0.0.Q"): 1.0, (1, "A0.0->MLP 1"): 1.0}
+    first = known_trace(masks, SEQ, to_strings=lambda _: [" Mary", *["a"] * (SEQ - 1)])
+    second = known_trace(masks, SEQ, to_strings=lambda _: [" John", *["a"] * (SEQ - 1)])
+    shown = texts(draw_difference(first, second))
+    assert any("<b>Mary / John</b>" in text for text in shown)
+    assert any("<b>a</b>" in text for text in shown)
+
+
+@pytest.mark.parametrize("batch_idx", [7, -1, "x"])
+def test_prompts_that_are_not_in_the_batch(batch_idx: Any) -> None:
+    trace = known_trace({"A0.0->MLP 1": 1.0}, SEQ)
+    with pytest.raises(ct.InputError, match="outside the traced batch"):
+        draw_difference(trace, known_trace({"A0.1->MLP 1": 1.0}, SEQ), batch_idx=batch_idx)
+
+
+def test_at_a_threshold_of_0_edges_still_appear_and_vanish() -> None:
+    found = drawn(
+        draw_difference(scores(BEFORE), scores(AFTER), model=wrapped(), score_threshold=0)
+    )
+    assert found["Resid Start->MLP 0"][0].startswith("vanished")
