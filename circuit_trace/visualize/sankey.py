@@ -159,7 +159,8 @@ def _table(diagram: Diagram, table: Table, theme: Theme) -> go.Table:
         },
         cells={
             **cells,
-            "values": table.columns,
+            # Plotly sets text with markup a little lower, and an edge's arrow counts as markup.
+            "values": [[f"<span>{cell}</span>" for cell in column] for column in table.columns],
             "fill": {"color": theme.paper},
             "height": ROW_HEIGHT,
         },

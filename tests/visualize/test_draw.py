@@ -749,7 +749,8 @@ def test_styles_of_what_is_not_there() -> None:
 def table_of(figure: go.Figure) -> dict[str, list[str]]:
     (table,) = [trace for trace in figure.data if trace.type == "table"]
     names = [re.sub("</?b>", "", name) for name in table.header["values"]]
-    return {name: list(cells) for name, cells in zip(names, table.cells["values"], strict=True)}
+    columns = [[re.sub("</?span>", "", cell) for cell in cells] for cells in table.cells["values"]]
+    return dict(zip(names, columns, strict=True))
 
 
 def test_a_table_lists_every_drawn_edge_with_its_numbers() -> None:

@@ -129,6 +129,16 @@ def test_up_to_forty_edges_each_has_its_label_on_it(n_edges: int, orientation: s
     assert not [a.text for a in drawn.layout.annotations if a.text.startswith("tensor")]
 
 
+@pytest.mark.parametrize("orientation", ["h", "v"])
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_do_not_collide(seed: int, orientation: str) -> None:
+    diagram = score_diagram(random_scores(40, seed), orientation=orientation)
+    for panel in diagram.panels:
+        rects = label_rects(diagram, panel)
+        for number, rect in enumerate(rects):
+            assert not any(rect.overlaps(other, slack=1) for other in rects[:number])
+
+
 def test_beyond_forty_edges_the_widest_have_labels() -> None:
     diagram = score_diagram(random_scores(2 * MOST_SHORT_LABELS, seed=7))
     links = [link for panel in diagram.panels for link in panel.links]
