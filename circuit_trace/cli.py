@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
             "Trace a clean prompt against one with the names swapped: patch each edge alone, "
             "measure the change of the logit difference between the two answers, patch the "
             "strongest edges together, and write their per-token circuit as circuit.html and "
-            "circuit.png."
+            "circuit.png, and as explorer.html, a page to click through."
         ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -104,7 +104,8 @@ def _demo(options: argparse.Namespace) -> int:
         f"these {len(report.table)} edges patched {patched:+.2f}\n"
         f"effect: its change when the edge is patched alone ({report.n_passes} passes)\n"
     )
-    print(f"wrote {report.html}" + (f" and {report.png}" if report.png else ""))
+    files = [report.html, *([report.png] if report.png else []), report.explorer]
+    print(f"wrote {', '.join(map(str, files[:-1]))} and {files[-1]}, a page to click through")
     if report.no_png:
         print(f"no PNG: {report.no_png}")
     return 0

@@ -43,6 +43,7 @@ class Report:
     differences: dict[str, float]
     n_passes: int
     html: Path
+    explorer: Path
     png: Path | None
     no_png: str | None
 
@@ -112,13 +113,16 @@ def run_demo(
     table = trace.table()
     table["effect"] = [effects[str(edge)] for edge in trace.edges]
     table = table.sort_values("effect", key=abs, ascending=False, ignore_index=True)
-    html, png = folder / "circuit.html", folder / "circuit.png"
+    html, png, page = (folder / n for n in ("circuit.html", "circuit.png", "explorer.html"))
     trace.draw(file_path=html)
+    trace.explore(direction=task.answers, file_path=page)
+    why_no_png = None
     try:
-        trace.draw(file_path=png, display_ipython=False)
+        trace.draw(file_path=png)
     except FigureError as error:
-        return Report(trace, table, differences, task.n_passes, html, None, str(error))
-    return Report(trace, table, differences, task.n_passes, html, png, None)
+        why_no_png = str(error)
+    drawn = None if why_no_png else png
+    return Report(trace, table, differences, task.n_passes, html, page, drawn, why_no_png)
 
 
 def _answer_token(model: PatchableModel, word: str) -> int:

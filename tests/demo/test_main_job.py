@@ -77,6 +77,8 @@ def test_without_a_browser_the_page_is_written_and_the_report_says_how_to_get_pi
     report: Report,
 ) -> None:
     assert report.html.stat().st_size > 1_000_000
+    assert "A1.0-\\u003eResid End" in report.explorer.read_text(encoding="utf-8")
+    assert "logit(Mary)" in report.explorer.read_text(encoding="utf-8")
     assert report.png is None
     assert report.no_png is not None
     assert "apt-get install chromium" in report.no_png
