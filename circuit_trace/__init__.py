@@ -67,3 +67,8 @@ def __getattr__(name: str) -> Any:
         module = import_module(_LATER[name])
         return module if module.__name__.endswith(f".{name}") else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Also what is imported later, so that completion finds it."""
+    return sorted({*globals(), *_LATER})

@@ -182,7 +182,7 @@ class Trace:
         return draw_seq_graph(self, prune_scores, **{"display_ipython": False, **options})
 
     def explore(self, **options: Any) -> Explorer:
-        """Make a page to look through this pass with `explore`, which lists the options."""
+        """Make a page to look through this pass; `circuit_trace.visualize.explore` lists the options."""
         from circuit_trace.visualize.explorer import explore
 
         return explore(self, **options)

@@ -7,3 +7,4 @@
 from circuit_trace.visualize.difference import draw_difference as draw_difference
 from circuit_trace.visualize.draw import draw_seq_graph as draw_seq_graph
 from circuit_trace.visualize.draw import net_viz as net_viz
+from circuit_trace.visualize.explorer import explore as explore

@@ -104,8 +104,8 @@ def draw_difference(
         side_by_side: Draw two diagrams rather than one.
         names: What the two are called.
         width: For traces, what is compared, as in `draw_seq_graph`; None compares the masks where
-            they differ, else ‖received‖. Anything but masks is compared on the edges that either
-            pass patched or named, or on all edges where there are none.
+            they differ, else ‖Δ‖, or ‖received‖ where nothing was patched. Anything but masks is
+            compared on the edges that either pass patched or named, or on all where there are none.
         direction: As in `draw_seq_graph`.
         score_threshold: The smallest |value| that is shown.
         show_all_seq_pos: As in `draw_seq_graph`, and so are all that follow.
@@ -241,7 +241,9 @@ def _flows(
 ) -> tuple[list[int], list[float], list[float], str]:
     masks = _scores(after.graph, before.masks, after.masks)
     if width is None:
-        width = "mask" if masks[1] != masks[2] else "received"
+        is_patched = before.patched is not None and after.patched is not None
+        width = "delta" if is_patched else "received"
+        width = "mask" if masks[1] != masks[2] else width
     if width == "mask":
         return *masks, WHAT_WIDTHS_SAY["mask"]
     values: list[list[float]] = []

@@ -110,7 +110,7 @@ def draw_seq_graph(
             norm of their difference), "cosine" (of current and patched), "projection" (on
             `direction`), "tokens" (whose logits the source's Δ raises and lowers most, through the
             final norm of that pass and `W_U`), "values" (the first ones), or a function of its
-            `EdgeFlow`.
+            `EdgeFlow`. When omitted, norms, or what the width shows if that is a projection.
         width: What the width of an edge of a traced pass stands for: "mask", "delta" (‖Δ‖),
             "received" (‖received‖), or "projection": what patching the edge adds along
             `direction`, blue where positive and red where negative.

@@ -145,6 +145,8 @@ def live_style(
             "label, width and direction are for the activations of a traced pass; with prune_scores "
             "the scores alone are drawn. Leave either out."
         )
+    if label is None and width == "projection":
+        label = "projection"  # an edge says what its width shows
     style = LiveStyle(label or PLAIN.label, width or PLAIN.width)
     label, width = style.label, style.width
     if not callable(label) and not (isinstance(label, str) and label in WHAT_LABELS_SAY):
@@ -158,7 +160,7 @@ def live_style(
         return PLAIN
     needs = [
         f'{name}="projection"'
-        for name, own in (("label", label), ("width", width))
+        for name, own in (("width", width), ("label", label))
         if own == "projection"
     ]
     if needs and direction is None:

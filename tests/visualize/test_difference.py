@@ -92,16 +92,26 @@ def test_masks_of_two_traces_in_one_diagram() -> None:
     assert said in texts(figure)
 
 
-def test_traces_of_the_same_masks_are_compared_by_what_was_received() -> None:
-    """The source of the edge writes 3, 4 and 6, 8; what is patched in has the norms 10 and 20."""
+def test_traces_of_the_same_masks_are_compared_by_what_changed() -> None:
+    """The sources write (3, 4, 0) and twice that; (0, −6, 8) or (0, −3, 4) is patched in."""
     masks: dict[EdgeName, float] = {(0, "Resid Start->A0.0.Q"): 1.0, (0, "A0.0->MLP 1"): 0.0}
     first = known_trace(masks, SEQ)
     second = known_trace(masks, SEQ, patched=(0.0, -3.0, 4.0, 0.0, 0.0))
     found = drawn(draw_difference(first, second))
     assert found == {
-        "Resid Start->A0.0.Q": ("shrank: 10→5.00", 10.0),
-        "A0.0->MLP 1": ("unchanged: 10→10", 10.0),
+        "Resid Start->A0.0.Q": (f"shrank: {173**0.5:.3g}→{74**0.5:.2f}", pytest.approx(173**0.5)),
+        "A0.0->MLP 1": (f"shrank: {692**0.5:.3g}→{296**0.5:.3g}", pytest.approx(692**0.5)),
     }
+    by_received = drawn(draw_difference(first, second, width="received"))
+    assert by_received["Resid Start->A0.0.Q"] == ("shrank: 10→5.00", 10.0)
+    assert by_received["A0.0->MLP 1"] == ("unchanged: 10→10", 10.0)
+
+
+def test_passes_that_only_recorded_are_compared_by_what_flowed() -> None:
+    first, second = known_trace({}, SEQ, patched=None), known_trace({}, SEQ, patched=None)
+    figure = draw_difference(first, second, max_edges=3)
+    assert all(said.startswith("unchanged") for said, _ in drawn(figure).values())
+    assert any(text.startswith("Width: ‖received‖") for text in texts(figure))
 
 
 def test_by_the_change_and_by_a_projection() -> None:

@@ -816,3 +816,9 @@ def test_a_batch_says_which_prompt_is_drawn() -> None:
     trace = known_trace({EDGE: 1.0})
     assert "Prompt 1 of the batch of 2 (counted from 0)." in words(trace.draw(batch_idx=1))
     assert "Means over the batch of 2." in words(trace.draw(batch_idx="mean"))
+
+
+def test_an_edge_as_wide_as_its_projection_says_it() -> None:
+    trace = known_trace({(0, "Resid Start->A0.1.Q"): 1.0}, SEQ)
+    drawn = trace.draw(width="projection", direction=[0.0, 1.0, 0.0, 0.0, 0.0])
+    assert "Q 4→-6" in {note.text for note in drawn.layout.annotations}
