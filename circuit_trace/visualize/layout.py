@@ -179,6 +179,18 @@ def place(
     return Placed(tuple(nodes), _ends(nodes, flows, stacking), breadth)
 
 
+def aligned(
+    placed: Placed,
+    across: Sequence[float],
+    breadth: float,
+    flows: Sequence[Flow],
+    stacking: Stacking,
+) -> Placed:
+    """The same panel with its nodes at other places across the flow."""
+    nodes = [replace(node, across=at) for node, at in zip(placed.nodes, across, strict=True)]
+    return Placed(tuple(nodes), _ends(nodes, flows, stacking), breadth)
+
+
 def place_labels(
     placed: Placed, flows: Sequence[Flow], sizes: Sequence[Point], taken: Sequence[Box]
 ) -> list[Point]:

@@ -71,7 +71,7 @@ THEMES = {
         behind_labels="rgba(22, 24, 29, 0.7)",
         nodes={"embed": "#2BC495", "attention": "#B79BE0", "mlp": "#D9B44A", "output": "#E8E8E8"},
         link_alpha=0.62,
-        links={POSITIVE: "#4C9BFF", NEGATIVE: "#FF6B5E", CURRENT: "#A3A3AB", APPEARED: "#3FA7E8"},
+        links={POSITIVE: "#4C9BFF", NEGATIVE: "#FF6B5E", CURRENT: "#A3A3AB", APPEARED: "#3D7BFF"},
     ),
 }
 

@@ -16,6 +16,7 @@ from circuit_trace.visualize.layout import (
     Box,
     Placed,
     Point,
+    aligned,
     middles,
     padding_for_scale,
     place,
@@ -263,12 +264,15 @@ def build_diagram(
         shared = every if orientation == "h" else [one for drawn in here for one in drawn]
         depths = _depths(graph, shared, layer_spacing)
         contents += [_content(position, drawn, depths, step) for drawn in here]
+        if n_sides > 1:  # where all edges of a position leave the nodes, each side has them
+            contents.append(_content(position, _union(here), depths, step))
     width, slots = (_arrange_across if orientation == "h" else _arrange_down)(contents)
     scales = [slot.scale for slot in slots if slot.scale]
     if scales and max(scales) > 1.01 * min(scales):
         which = "position" if n_sides == 1 else "diagram"
         note += f" Each {which} has its own scale of widths."
-    rows = [slots[start : start + n_sides] for start in range(0, len(slots), n_sides)]
+    per_row = n_sides + (n_sides > 1)
+    rows = [slots[start : start + per_row] for start in range(0, len(slots), per_row)]
     rooms = [max(slot.room for slot in row) for row in rows]
     panels_height = sum(rooms) + PANEL_GAP * max(len(rooms) - 1, 0)
     plot_height = panels_height = panels_height or SMALLEST_PANEL
@@ -281,12 +285,17 @@ def build_diagram(
     panels, top = [], 0.0
     lefts = [number * (width + SIDE_GAP) for number in range(n_sides)]
     for number, (row, room) in enumerate(zip(rows, rooms, strict=True)):
-        for side, slot in enumerate(row):
-            content = contents[number * n_sides + side]
+        here = contents[number * per_row : (number + 1) * per_row]
+        like = None
+        if n_sides > 1:
+            whole, slot = here[-1], row[-1]
+            across = slot.domain[1] if orientation == "h" else slot.domain[0]
+            like = whole, _placed(whole, slot.length, across, slot.pad, orientation)
+        for side, (content, slot) in enumerate(zip(here[:n_sides], row, strict=False)):
             title = _title(content.seq_idx, titles, hidden.get(content.seq_idx, 0))
             area = _Area(plot_width, plot_height, lefts[side], width, top, room, *slot.domain)
             breadth = area.breadth(orientation)
-            placed = _placed(content, slot.length, breadth, slot.pad, orientation)
+            placed = _placed(content, slot.length, breadth, slot.pad, orientation, like)
             title = None if side else title
             panels.append(_panel(content, placed, area, title, slot.pad, orientation))
         top += room + PANEL_GAP
@@ -310,6 +319,16 @@ def build_diagram(
 
 def _place_of(position: int | None) -> int:
     return -1 if position is None else position
+
+
+def _union(sides: Sequence[Sequence[DrawnEdge]]) -> list[DrawnEdge]:
+    """Every edge that a side has, once, as wide as it is at the most."""
+    widest: dict[tuple[str, str], DrawnEdge] = {}
+    for one in (one for drawn in sides for one in drawn):
+        key = one.edge.src.name, one.edge.dest.name
+        if key not in widest or abs(one.weight) > abs(widest[key].weight):
+            widest[key] = one
+    return list(widest.values())
 
 
 def _by_position(drawn: Sequence[DrawnEdge]) -> dict[int | None, list[DrawnEdge]]:
@@ -500,17 +519,30 @@ def _units(drawn: Sequence[DrawnEdge]) -> dict[str, tuple[NodeKind, int]]:
 
 
 def _placed(
-    content: _Content, length: float, breadth: float, pad: float, orientation: Orientation
+    content: _Content,
+    length: float,
+    breadth: float,
+    pad: float,
+    orientation: Orientation,
+    like: tuple[_Content, Placed] | None = None,
 ) -> Placed:
-    """Place a panel's nodes; `breadth` is its domain's, from which Plotly takes the scale."""
-    return place(
+    """Place a panel's nodes, across the flow as in the panel that it is `like`; `breadth` is its
+    domain's, from which Plotly takes the scale."""
+    stacking = stack(len(content.columns), content.flows, breadth, pad)
+    placed = place(
         content.columns,
         content.flows,
         length=length,
         n_columns=content.n_columns,
-        stacking=stack(len(content.columns), content.flows, breadth, pad),
+        stacking=stacking,
         gap=NODE_GAP[orientation],
     )
+    if like is None:
+        return placed
+    model, other = like
+    at = {unit: node.across for unit, node in zip(model.units, other.nodes, strict=True)}
+    across = [at[unit] for unit in content.units]
+    return aligned(placed, across, other.breadth, content.flows, stacking)
 
 
 def _panel(

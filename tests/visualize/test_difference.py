@@ -12,10 +12,12 @@ import circuit_trace as ct
 from circuit_trace.visualize import draw_difference
 from circuit_trace.visualize.difference import LEGEND
 from circuit_trace.visualize.sankey import THEMES, rgba
+from circuit_trace.visualize.spec import Diagram
 from tests.visualize.pictures import (
     SEQ,
     EdgeName,
     known_trace,
+    node_rects,
     random_scores,
     scores,
     wrapped,
@@ -153,19 +155,34 @@ def test_side_by_side_each_has_its_own_values_in_one_scale(orientation: str) -> 
     assert "Q 0.20" in texts(figure)
 
 
-def test_side_by_side_nodes_stand_in_the_same_columns() -> None:
-    figure = draw_difference(scores(BEFORE), scores(AFTER), model=wrapped(), side_by_side=True)
+@pytest.mark.parametrize("orientation", ["h", "v"])
+def test_side_by_side_nodes_stand_at_the_same_places(
+    orientation: str, diagrams: list[Diagram]
+) -> None:
+    """In pixels, but for the way from one side to the other."""
+    draw_difference(
+        scores(BEFORE),
+        scores(AFTER),
+        model=wrapped(),
+        side_by_side=True,
+        orientation=orientation,
+    )
+    (diagram,) = diagrams
     places = []
-    for trace in figure.data:
-        start = trace.domain.x[0]
-        span = trace.domain.x[1] - start
+    for panel in diagram.panels:
+        rects = node_rects(diagram, panel)
         places.append(
-            {name: start + x * span for name, x in zip(trace.node.label, trace.node.x, strict=True)}
+            {
+                node.name: ((rect.left + rect.right) / 2, (rect.top + rect.bottom) / 2)
+                for node, rect in zip(panel.nodes, rects, strict=True)
+            }
         )
     shared = [name for name in places[0] if name in places[1]]
-    shifts = [places[1][name] - places[0][name] for name in shared]
-    assert len(shifts) > 3
-    assert max(shifts) - min(shifts) < 1e-3
+    assert len(shared) > 3
+    ways = [[b - a for a, b in zip(places[0][n], places[1][n], strict=True)] for n in shared]
+    for way in ways:
+        assert way == pytest.approx(ways[0], abs=0.2)
+    assert ways[0][1] == pytest.approx(0, abs=0.2)
 
 
 def test_those_that_change_most_are_kept_and_the_others_counted() -> None:
