@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point
-from circuit_trace.errors import AnatomyError
+from circuit_trace.errors import AnatomyError, CircuitTraceError
 from circuit_trace.graph import build_graph
 from circuit_trace.hooks.attach import attach, unflattened
 from circuit_trace.hooks.record import PassRecord
@@ -44,7 +44,15 @@ def verify(model: nn.Module, anatomy: Anatomy) -> None:
         AnatomyError: Something differs: which tensor of which layer, and by how much.
     """
     example = anatomy.example()
-    seen = _run(model, anatomy, example)
+    try:
+        seen = _run(model, anatomy, example)
+    except CircuitTraceError:
+        raise
+    except ValueError as error:  # a weight that cannot be read head by head, for instance
+        raise AnatomyError(
+            f"This {type(model).__name__} cannot be traced: the pass that checks its anatomy failed "
+            f"with {type(error).__name__}: {error}"
+        ) from error
     tolerance = TOLERANCE.get(seen.dtype, max(TOLERANCE.values()))
     unseen = _unseen_readers(model, anatomy, example, seen.record)
     for found in chain(seen.all_differences(), unseen):
@@ -150,9 +158,10 @@ def _unseen_readers(
     ):
         if site.kind == "embed":
             continue
+        names = " … ".join(dict.fromkeys((site.names[0], site.names[-1])))
         what = (
-            f"what {site.names[0]} … {site.names[-1]} writes when all they read is patched (they read "
-            "the residual stream in a way that the anatomy does not know)"
+            f"what {names} writes when all that it reads is patched (it reads the residual stream in "
+            "a way that the anatomy does not know)"
         )
         yield _Difference(what, _relative(now.code, before.code))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -200,7 +201,7 @@ def test_a_layer_that_reads_the_stream_where_no_destination_is_known_is_refused(
         ct.wrap(gated())
     found = REFUSAL.match(str(caught.value))
     assert found
-    assert found["what"].startswith("what A1.0 … A1.3 writes when all they read is patched")
+    assert found["what"].startswith("what A1.0 … A1.3 writes when all that it reads is patched")
 
 
 def test_a_huge_position_does_not_hide_a_difference_at_others() -> None:
@@ -209,3 +210,18 @@ def test_a_huge_position_does_not_hide_a_difference_at_others() -> None:
         model.W_E[0] *= 1e6
     with pytest.raises(ct.AnatomyError, match="the residual stream that MLP 0 reads"):
         ct.wrap(model)
+
+
+def test_a_weight_that_cannot_be_read_by_head_is_no_foreign_error() -> None:
+    """As in bridges of models whose layers have heads of several sizes."""
+    model = hooked()
+    right = ct.wrap(model).anatomy
+
+    def fails() -> Tensor:
+        raise ValueError("Cannot split (32, 16)")
+
+    sources = [
+        replace(site, weight=fails) if site.kind == "attention" else site for site in right.sources
+    ]
+    with pytest.raises(ct.AnatomyError, match=r"failed with ValueError: Cannot split \(32, 16\)"):
+        ct.wrap(model, anatomy=replace(right, sources=tuple(sources)))
