@@ -25,6 +25,11 @@ SMALL = 0.01
 """Positions count as no smaller than this share of the middle one."""
 
 
+def tolerance_of(dtype: torch.dtype) -> float:
+    """The largest relative difference that rounding explains in numbers of this kind."""
+    return TOLERANCE.get(dtype, max(TOLERANCE.values()))
+
+
 @dataclass(frozen=True, eq=False)
 class _Difference:
     what: str
@@ -53,7 +58,7 @@ def verify(model: nn.Module, anatomy: Anatomy) -> None:
             f"This {type(model).__name__} cannot be traced: the pass that checks its anatomy failed "
             f"with {type(error).__name__}: {error}"
         ) from error
-    tolerance = TOLERANCE.get(seen.dtype, max(TOLERANCE.values()))
+    tolerance = tolerance_of(seen.dtype)
     unseen = _unseen_readers(model, anatomy, example, seen.record)
     for found in chain(seen.all_differences(), unseen):
         if found.relative <= tolerance:  # a NaN must fail too

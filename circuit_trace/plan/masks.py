@@ -31,14 +31,6 @@ def score_shape(module: DestModule, seq_len: int | None) -> tuple[int, ...]:
     return module.shape if seq_len is None else (seq_len, *module.shape)
 
 
-def masks_from_edges(
-    graph: Graph, edges: EdgesArg | None, nodes: NodesArg | None = None
-) -> tuple[PruneScores, list[int]]:
-    """Turn named edges into masks (1, or the mapping's value) and the numbers of those named."""
-    makers, named = mask_makers(graph, edges, nodes)
-    return {name: make() for name, make in makers.items()}, named
-
-
 def mask_makers(
     graph: Graph, edges: EdgesArg | None, nodes: NodesArg | None = None
 ) -> tuple[dict[str, Callable[[], Tensor]], list[int]]:

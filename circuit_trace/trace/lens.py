@@ -17,14 +17,12 @@ from torch import Tensor
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Edge, whole_number
+from circuit_trace.hooks.postnorm import PROBE
+from circuit_trace.hooks.verify import tolerance_of
 
 if TYPE_CHECKING:
     from circuit_trace.trace.trace import Trace
 
-PROBE = 64.0
-"""The norm of a vector this large hardly feels what it adds to the mean square (1e-5 at most)."""
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Largest relative difference to the pass's own logits that rounding explains."""
 ROWS = 64
 """How many vectors are unembedded at a time: each takes a number per token of the vocabulary."""
 
@@ -133,7 +131,7 @@ def _centred(vectors: Tensor, is_centred: bool) -> Tensor:
 def _check_linear(normed: Tensor, linear: Tensor) -> None:
     """Compare the norm with its linear form, where both are numbers."""
     relative = _relative(linear, normed.float())
-    if not relative.isnan().all() and relative.nan_to_num().max() > _tolerance(normed):
+    if not relative.isnan().all() and relative.nan_to_num().max() > tolerance_of(normed.dtype):
         raise InputError(
             "The final norm of this model is not a LayerNorm or RMSNorm: for a given scale it is "
             "not linear, so outputs have no shares of the logits. Give direction= as a vector, or "
@@ -152,7 +150,7 @@ def _check_logits(trace: Trace, batch_idx: int, normed: Tensor, weight: Tensor) 
     ours = unembed.finish(ours if bias is None else ours + bias.detach()).float()
     relative = _relative(ours, logits[batch_idx].detach().to(ours)).nan_to_num(0.0, 0.0)
     worst = int(relative.argmax())
-    if relative[worst] > _tolerance(weight):
+    if relative[worst] > tolerance_of(weight.dtype):
         raise InputError(
             f"The end of the residual stream, the final norm and W_U give other logits at position "
             f"{worst} than this pass had (by {float(relative[worst]):.2g} relative to their size). "
@@ -163,10 +161,6 @@ def _check_logits(trace: Trace, batch_idx: int, normed: Tensor, weight: Tensor) 
 def _relative(ours: Tensor, theirs: Tensor) -> Tensor:
     """The relative difference at each position."""
     return (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-30)
-
-
-def _tolerance(like: Tensor) -> float:
-    return TOLERANCE.get(like.dtype, max(TOLERANCE.values()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,11 +139,16 @@ def draw_difference(
             raise FigureError("width and direction are for traces; scores are compared themselves.")
         found, firsts, seconds = _scores(graph, before, after)
         what, titles = "|score|", position_titles(graph, None, seq_labels, batch_idx)
-    kept = _kept(firsts, seconds, score_threshold, max_edges)
-    n_changed = len(_kept(firsts, seconds, score_threshold, None))
+    pairs = list(zip(firsts, seconds, strict=True))
+    reaching = [
+        place
+        for place, pair in enumerate(pairs)
+        if max(map(abs, pair)) >= max(score_threshold, 1e-30)
+    ]
+    kept = [reaching[n] for n in strongest([_rank(pairs[p]) for p in reaching], max_edges)]
     union, sides = [], ([], [])
     for place in kept:
-        pair = firsts[place], seconds[place]
+        pair = pairs[place]
         one = _drawn(graph, found[place], pair, score_threshold)
         union.append(one)
         for side, value in zip(sides, pair, strict=True):
@@ -162,10 +167,9 @@ def draw_difference(
         note += f" {which} of {after.batch}."
     if not kept:
         note = f"Nothing reaches {mask_text(score_threshold)} in either."
-    if len(kept) < n_changed:
-        note += (
-            f" Not drawn: {n_changed - len(kept):,} edges that change less (max_edges={max_edges})."
-        )
+    n_left_out = len(reaching) - len(kept)
+    if n_left_out:
+        note += f" Not drawn: {n_left_out:,} edges that change less (max_edges={max_edges})."
     diagram = build_diagram(
         graph,
         shown,
@@ -270,13 +274,10 @@ def _flows(
     return found, values[0], values[1], WHAT_WIDTHS_SAY[width].format(direction=name)
 
 
-def _kept(first: list[float], second: list[float], threshold: float, most: int | None) -> list[int]:
-    """The places of the edges that reach the threshold in either, those that change most."""
-    a, b = torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
-    size = torch.maximum(a.abs(), b.abs())
-    places = (size >= max(threshold, 1e-30)).nonzero()[:, 0]
-    order = (a - b).abs() + 1e-9 * size
-    return [int(places[place]) for place in strongest(order[places], most)]
+def _rank(values: tuple[float, float]) -> float:
+    """How much an edge changes, and by a hair how large it is."""
+    before, after = values
+    return abs(after - before) + 1e-9 * max(abs(before), abs(after))
 
 
 def _drawn(graph: Graph, number: int, values: tuple[float, float], threshold: float) -> DrawnEdge:
@@ -285,8 +286,8 @@ def _drawn(graph: Graph, number: int, values: tuple[float, float], threshold: fl
     color = _color(*values, threshold)
     said = f"{dict(LEGEND)[color]}: {change}"
     label = BREAK.join([escape_name(edge.name), said])
-    rank = abs(values[1] - values[0]) + 1e-9 * max(map(abs, values))
-    return DrawnEdge(edge, max(values, key=abs), label, edge_tag(edge) + change, color, rank)
+    short = edge_tag(edge) + change
+    return DrawnEdge(edge, max(values, key=abs), label, short, color, _rank(values))
 
 
 def _color(before: float, after: float, threshold: float) -> str:

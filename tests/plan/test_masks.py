@@ -9,13 +9,19 @@ import pytest
 import torch
 
 import circuit_trace as ct
+from circuit_trace.graph import Graph
 from circuit_trace.plan import check_scores, make_plan, score_shape
-from circuit_trace.plan.masks import masks_from_edges
+from circuit_trace.plan.masks import mask_makers
 from tests.models import shared
 
 PLAIN = ct.wrap(shared("hooked LN"), verify=False)
 AT_3 = ct.wrap(shared("hooked LN"), seq_len=3, verify=False)
 EDGE = "A0.1->A1.2.Q"
+
+
+def masks_from_edges(graph: Graph, edges: Any) -> tuple[ct.PruneScores, list[int]]:
+    makers, named = mask_makers(graph, edges)
+    return {name: make() for name, make in makers.items()}, named
 
 
 def test_only_modules_that_an_edge_ends_in_get_a_mask() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +12,11 @@ from torch import Tensor
 from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode, Edge, Edges, Graph, SrcNode
 from circuit_trace.plan import EdgesArg, Plan, PruneScores, check_scores
-from circuit_trace.plan.masks import masks_from_edges
+from circuit_trace.plan.masks import mask_makers
 from circuit_trace.trace import BatchIdx, Direction, EdgeNumbers, Trace, edge_numbers, top_tokens
 from circuit_trace.trace import Tokens as TopTokens
 from circuit_trace.visualize.edges import N_TOKENS, N_VALUES, strongest
-from circuit_trace.visualize.text import token_label
+from circuit_trace.visualize.text import visible
 
 QUANTITIES = {
     "current": "‖current‖",
@@ -69,7 +68,7 @@ def specification(
     graph = trace.graph
     candidates = (trace.edges or graph.edges).numbers
     if edges is not None:
-        _, candidates = masks_from_edges(graph, edges)
+        _, candidates = mask_makers(graph, edges)
     flat_scores = None if scores is None else _flat(graph, scores)
     opens_with = "delta" if trace.patched is not None else "current"
     opens_with = opens_with if scores is None else "score"
@@ -161,15 +160,10 @@ def _positions(
     return [
         {
             "seq_idx": position,
-            "token": None if tokens is None or position is None else _visible(tokens[position]),
+            "token": None if tokens is None or position is None else visible(tokens[position]),
         }
         for position in positions
     ]
-
-
-def _visible(token: str) -> str:
-    """A token as it is shown, before anything is escaped."""
-    return html.unescape(token_label(token))
 
 
 def _top_tokens(
@@ -188,7 +182,7 @@ def _token_columns(
     if tokens is None:
         return {}
     return {
-        name: [[[_visible(token), _rounded(by)] for token, by in row[side]] for row in tokens]
+        name: [[[visible(token), _rounded(by)] for token, by in row[side]] for row in tokens]
         for side, name in enumerate(("promotes", "suppresses"))
     }
 

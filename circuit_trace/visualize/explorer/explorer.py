@@ -15,7 +15,7 @@ from circuit_trace.plan import EdgesArg, PruneScores
 from circuit_trace.trace import BatchIdx, Trace
 from circuit_trace.visualize.explorer.data import specification
 from circuit_trace.visualize.explorer.page import render
-from circuit_trace.visualize.sankey import THEMES
+from circuit_trace.visualize.options import theme_named
 
 MAX_EDGES = 2000
 """How many edges a page holds unless more are asked for; some hundred bytes each."""
@@ -98,8 +98,7 @@ def explore(
     most = whole_number(max_edges)
     if most is None or most < 1:
         raise FigureError(f"max_edges must be a whole number above 0; got {max_edges!r}.")
-    if not isinstance(theme, str) or theme not in THEMES:
-        raise FigureError(f"theme must be one of {', '.join(THEMES)}; got {theme!r}.")
+    colors = theme_named(theme)
     path = None if file_path is None else _check_path(file_path)
     spec = specification(
         trace,
@@ -109,7 +108,7 @@ def explore(
         batch_idx=batch_idx,
         max_edges=most,
     )
-    explorer = Explorer(render(spec, THEMES[theme]))
+    explorer = Explorer(render(spec, colors))
     if path is not None:
         explorer.save(path)
     return explorer
