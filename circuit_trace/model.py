@@ -19,6 +19,7 @@ from circuit_trace.graph import (
     DestNode,
     Edge,
     Edges,
+    EdgeSpec,
     Graph,
     SrcNode,
     build_graph,
@@ -212,7 +213,7 @@ class PatchableModel:
         """The wrapped model's configuration."""
         return self.anatomy.cfg
 
-    def edge(self, name: str | tuple[int, str], seq_idx: int | None = None) -> Edge:
+    def edge(self, name: EdgeSpec, seq_idx: int | None = None) -> Edge:
         """Look an edge up by its name, such as `A5.2->A7.1.Q`, or by `(seq_idx, name)`.
 
         Raises:

@@ -4,45 +4,28 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import cached_property
-from operator import index
 from typing import Any
 
 from circuit_trace.anatomy import Anatomy
 from circuit_trace.errors import EdgeError
 from circuit_trace.graph.edges import Edge, Edges
+from circuit_trace.graph.grammar import (
+    ARROW,
+    EdgeName,
+    EdgeSpec,
+    Name,
+    NodeSpec,
+    is_glob,
+    own_name,
+    read_edge,
+    read_node,
+    whole_number,
+)
 from circuit_trace.graph.nodes import DestModule, DestNode, SrcNode
-
-EdgeSpec = str | Edge | tuple[int, str]
-"""How a user names an edge: "A0.1->A1.2.Q", (3, "A0.1->A1.2.Q") at position 3, or an `Edge`."""
-
-NodeSpec = str | SrcNode | tuple[int, str]
-"""How a user names a source: "A0.1", (3, "A0.1") at position 3, or a `SrcNode`."""
-
-ARROW = "->"
-
-
-def whole_number(value: Any) -> int | None:
-    """A whole number of any integer type (NumPy's too), None for anything else."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return index(value)
-    except TypeError:
-        return None
-
-
-def _position_and_name(spec: object, what: str, object_name: str) -> tuple[int | None, str]:
-    """Read a name, or a pair (seq_idx, name)."""
-    if isinstance(spec, str):
-        return None, spec
-    if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[1], str):
-        position = whole_number(spec[0])
-        if position is not None:
-            return position, spec[1]
-    raise EdgeError(f"Cannot read {spec!r} as {what}, a pair (seq_idx, name), or {object_name}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,30 +84,38 @@ class Graph:
     def _offsets(self) -> list[int]:
         return [module.offset for module in self.modules]
 
-    def edge(self, name: str | tuple[int, str], seq_idx: int | None = None) -> Edge:
-        """Look an edge up by its name, such as `A5.2->A7.1.Q`, or by `(seq_idx, name)`.
+    def edge(self, name: EdgeSpec, seq_idx: int | None = None) -> Edge:
+        """Look an edge up by its name, such as `A5.2->A7.1.Q`, or as `circuit_trace.graph.grammar`
+        lists.
 
         Raises:
-            EdgeError: The name is malformed, a node is unknown (the nearest names are given), the
-                source does not stand before the destination, or the position is outside.
+            EdgeError: The name is malformed or means several edges, a node is unknown (the nearest
+                names are given), the source does not stand before the destination, or the position
+                is outside.
         """
-        if isinstance(name, tuple) and len(name) == 2 and not isinstance(name[0], str):
-            seq_idx, name = name
-        parts = name.partition(ARROW) if isinstance(name, str) else ("", "", "")
-        src_name, arrow, dest_name = (part.strip() for part in parts)
-        if not arrow or not src_name or not dest_name or ARROW in dest_name:
+        read = self.read(name)
+        if seq_idx is not None:
+            if read.seq_idx not in (None, seq_idx):
+                raise EdgeError(
+                    f"The edge {name!r} names two positions, {read.seq_idx} and {seq_idx}."
+                )
+            read = replace(read, seq_idx=seq_idx)
+        if read.is_glob:
             raise EdgeError(
-                f"Cannot read the edge {name!r}: expected 'source->destination', for example "
-                f"'{self.srcs[0].name}->{self.dests[-1].name}'."
+                f"{read.text!r} may mean several edges, and one is needed here. Name it in full, as "
+                f"in '{self._example}'."
             )
-        src = self._node(src_name, self.src_by_name, "source", name)
-        dest = self._node(dest_name, self.dest_by_name, "destination", name)
+        return self._edge(read)
+
+    def _edge(self, read: EdgeName) -> Edge:
+        src = self._node(read.src, self.src_by_name, "source", read.text)
+        dest = self._node(read.dest, self.dest_by_name, "destination", read.text)
         if src.idx >= dest.n_sources:
             raise EdgeError(
-                f"There is no edge {name!r}: {src.name} does not write before {dest.name} reads. "
+                f"There is no edge {read.text!r}: {src.name} does not write before {dest.name} reads. "
                 f"The last source that {dest.name} reads is {self.srcs[dest.n_sources - 1].name}."
             )
-        return Edge(src, dest, self._position(seq_idx, f"the edge {name!r}"))
+        return Edge(src, dest, self._position(read.seq_idx, f"the edge {read.text!r}"))
 
     def number(self, edge: Edge) -> int:
         """The number of an edge of this graph (at position 0 where it names none)."""
@@ -141,36 +132,74 @@ class Graph:
         return Edge(self.srcs[source], module.dests[slot], seq_idx)
 
     def numbers(self, spec: EdgeSpec) -> Sequence[int]:
-        """The numbers of what a user named: one edge, or with positions a name's edge at each.
+        """The numbers of what a user named: one edge, with positions a name's edge at each, with
+        globs every edge that matches.
 
         Raises:
-            EdgeError: As `edge`, and for anything that is not a name, an edge or a pair.
+            EdgeError: As `edge`, where a glob matches nothing, and for anything that names no edge.
         """
-        seq_idx, name = self._read(spec)
-        first = self.number(self.edge(name, seq_idx))
-        if self.seq_len is None or seq_idx is not None:
-            return (first,)
-        return range(first, self.n_edges, self.n_edges_per_position)
+        return self.numbers_of(self.read(spec))
 
-    def numbers_from(self, spec: NodeSpec) -> Sequence[int]:
-        """The numbers of all edges that start at a source, at one position or at each.
+    def numbers_of(self, read: EdgeName) -> Sequence[int]:
+        """The numbers of an edge or more that were read before."""
+        if not read.is_glob:
+            edge = self._edge(read)
+            first = self.number(edge)
+            if self.seq_len is None or edge.seq_idx is not None:
+                return (first,)
+            return range(first, self.n_edges, self.n_edges_per_position)
+        srcs = self._matching(read.src, self.src_by_name, "source", f" in the edge {read.text!r}")
+        dests = self._matching(
+            read.dest, self.dest_by_name, "destination", f" in the edge {read.text!r}"
+        )
+        numbers = self._between(srcs, dests, read.seq_idx, f"the edge {read.text!r}")
+        if not numbers:
+            raise EdgeError(
+                f"No edge matches {read.text!r}: every source that does writes after every "
+                "destination that does has read."
+            )
+        return numbers
+
+    def numbers_from(self, spec: NodeSpec | Name) -> Sequence[int]:
+        """The numbers of all edges that start at a source, or at those that a glob matches.
 
         Raises:
             EdgeError: There is no such source or position.
         """
-        position, name = self._read_node(spec)
-        if name not in self.src_by_name:
-            raise EdgeError(f"Unknown source {name!r}.{self._hint(name, 'source')}")
-        src = self.src_by_name[name]
-        at = self._position(position, f"the node {name!r}")
+        read = spec if isinstance(spec, Name) else self.read_source(spec)
+        srcs = self._matching(read.text, self.src_by_name, "source", "")
+        return self._between(srcs, self.dests, read.seq_idx, f"the node {read.text!r}")
+
+    def numbers_into(self, spec: str | DestNode | tuple[int, str]) -> Sequence[int]:
+        """The numbers of all edges that end at a destination, at those that a glob matches, or at
+        all inputs of a node ("A1.2" for its query, key and value).
+
+        Raises:
+            EdgeError: There is no such destination or position.
+        """
+        given = spec.name if isinstance(spec, DestNode) else spec
+        read = read_node(given, self.dests[-1].name, "destination")
+        inputs = [dest for dest in self.dests if dest.unit == own_name(read.text)]
+        dests = inputs or self._matching(read.text, self.dest_by_name, "destination", "")
+        return self._between(self.srcs, dests, read.seq_idx, f"the node {read.text!r}")
+
+    def _between(
+        self, srcs: Sequence[SrcNode], dests: Sequence[DestNode], seq_idx: Any, what: str
+    ) -> Sequence[int]:
+        """The numbers of every edge from one of the sources to one of the destinations."""
+        at = self._position(seq_idx, what)
         positions = range(self.seq_len or 1) if at is None else (at,)
-        return [
-            p * self.n_edges_per_position + module.offset + slot * module.n_sources + src.idx
-            for p in positions
-            for module in self.modules
+        everything = len(srcs) == len(self.srcs) and len(dests) == len(self.dests)
+        if everything and at is None:
+            return range(self.n_edges)
+        in_position = [
+            module.offset + dest.slot * module.n_sources + src.idx
+            for dest in dests
+            for module in (self.module_by_name[dest.module_name],)
+            for src in srcs
             if src.idx < module.n_sources
-            for slot in range(len(module.dests))
         ]
+        return [p * self.n_edges_per_position + n for p in positions for n in in_position]
 
     def known_numbers(self, spec: object) -> Sequence[int]:
         """The numbers of an edge or a name, none where this graph has no such edge."""
@@ -179,27 +208,36 @@ class Graph:
         except EdgeError:
             return ()
 
-    def _read(self, spec: EdgeSpec) -> tuple[int | None, str]:
-        """The position and the name of what should be an edge."""
-        if isinstance(spec, Edge):
-            return spec.seq_idx, spec.name
-        example = f"{self.srcs[0].name}->{self.dests[-1].name}"
-        return _position_and_name(spec, f"an edge: expected a name such as '{example}'", "an Edge")
+    def read(self, spec: EdgeSpec) -> EdgeName:
+        """Read what should be an edge or more; whether they are here is not looked up yet."""
+        return read_edge(spec, self._example)
 
-    def _read_node(self, spec: NodeSpec) -> tuple[int | None, str]:
-        """The position and the name of what should be a source."""
-        if isinstance(spec, SrcNode):
-            return None, spec.name
-        example = self.srcs[-1].name
-        what = f"a node: expected a source's name such as {example!r}"
-        return _position_and_name(spec, what, "a SrcNode")
+    def read_source(self, spec: NodeSpec) -> Name:
+        """Read what should be a source or more; whether they are here is not looked up yet."""
+        return read_node(spec, self.srcs[-1].name)
 
-    def _node(self, name: str, known: dict, role: str, edge_name: object):
-        if name in known:
-            return known[name]
+    @property
+    def _example(self) -> str:
+        return f"{self.srcs[0].name}{ARROW}{self.dests[-1].name}"
+
+    def _matching(self, name: str, known: dict, role: str, where: str) -> list:
+        """The node of that name, or those that a glob matches, in order."""
+        if not is_glob(name):
+            return [self._node(name, known, role, None)]
+        for pattern in (name, own_name(name)):
+            if found := [node for key, node in known.items() if fnmatchcase(key, pattern)]:
+                return found
+        names = list(known)
         raise EdgeError(
-            f"Unknown {role} {name!r} in the edge {edge_name!r}.{self._hint(name, role)}"
+            f"No {role} matches {name!r}{where}. The {role}s run from {names[0]!r} to {names[-1]!r}."
         )
+
+    def _node(self, name: str, known: dict, role: str, edge_name: str | None):
+        for one in (name, own_name(name)):
+            if one in known:
+                return known[one]
+        where = "" if edge_name is None else f" in the edge {edge_name!r}"
+        raise EdgeError(f"Unknown {role} {name!r}{where}.{self._hint(own_name(name), role)}")
 
     def _hint(self, name: str, role: str) -> str:
         """The names nearest to one that is not a source or destination, and those there are."""

@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from circuit_trace.errors import EdgeError, MaskError
-from circuit_trace.graph import DestModule, Edge, EdgeSpec, Graph, NodeSpec, SrcNode
+from circuit_trace.graph import (
+    DestModule,
+    Edge,
+    EdgeName,
+    EdgeSpec,
+    Graph,
+    Name,
+    NodeSpec,
+    SrcNode,
+    whole_number,
+)
 
 PruneScores = dict[str, Tensor]
 """From a destination module's name to its edges' scores, `[seq?] [head?] [n_sources]`."""
 
-EdgesArg = str | Edge | Iterable[EdgeSpec] | Mapping[EdgeSpec, "float | Tensor"]
+EdgesArg = EdgeSpec | Iterable[EdgeSpec] | Mapping[EdgeSpec, "float | Tensor"]
 
-NodesArg = str | SrcNode | Iterable[NodeSpec] | Mapping[NodeSpec, "float | Tensor"]
+NodesArg = NodeSpec | Iterable[NodeSpec] | Mapping[NodeSpec, "float | Tensor"]
 """Sources, all of whose edges are meant."""
 
 
@@ -42,9 +52,9 @@ def mask_makers(
     """
     values: dict[int, float | Tensor] = {}
     if nodes is not None:
-        values.update(_values(graph, nodes, graph.numbers_from, "node"))
+        values.update(_values(graph, nodes, graph.read_source, graph.numbers_from, "node"))
     if edges is not None:
-        values.update(_values(graph, edges, graph.numbers, "edge"))
+        values.update(_values(graph, edges, graph.read, graph.numbers_of, "edge"))
     named = sorted(values)
     by_module: dict[str, list[tuple[int, float | Tensor]]] = {}
     for number in named:
@@ -59,11 +69,19 @@ def mask_makers(
     return makers, named
 
 
+Read = TypeVar("Read", EdgeName, Name)
+
+
 def _values(
-    graph: Graph, given: Any, numbers: Callable[[Any], Sequence[int]], what: str
+    graph: Graph,
+    given: Any,
+    read: Callable[[Any], Read],
+    numbers: Callable[[Read], Sequence[int]],
+    what: str,
 ) -> dict[int, float | Tensor]:
-    """The mask of every edge that is meant, by its number; one position counts over all of them."""
-    if isinstance(given, str | Edge | SrcNode):
+    """The mask of every edge that is meant, by its number; one named more closely, in full rather
+    than by a glob and at its position rather than at all, takes its mask from there."""
+    if isinstance(given, str | Edge | SrcNode) or _is_positioned(given):
         given = (given,)
     if not isinstance(given, Iterable):
         raise EdgeError(
@@ -71,20 +89,26 @@ def _values(
             "pairs (seq_idx, name), or a mapping from them to masks."
         )
     pairs = given.items() if isinstance(given, Mapping) else ((spec, 1.0) for spec in given)
-    at_all: dict[int, float | Tensor] = {}
-    at_one: dict[int, float | Tensor] = {}
+    by_rank: dict[tuple[bool, bool], dict[int, float | Tensor]] = {}
     for spec, value in pairs:
         checked = _check_value(spec, value, what)
-        is_one = isinstance(spec, tuple) or getattr(spec, "seq_idx", None) is not None
-        values = at_one if is_one else at_all
-        for number in numbers(spec):
+        name = read(spec)
+        values = by_rank.setdefault(name.rank, {})
+        for number in numbers(name):
             first = values.setdefault(number, checked)
             if first is not checked and (isinstance(first, Tensor) or first != checked):
                 raise MaskError(
                     f"The edge {str(graph.edge_at(number))!r} is named twice, with the masks "
                     f"{first} and {checked}: give each edge one mask."
                 )
-    return {**at_all, **at_one}
+    return {
+        number: value for _, values in sorted(by_rank.items()) for number, value in values.items()
+    }
+
+
+def _is_positioned(given: Any) -> bool:
+    """Whether this is one pair (seq_idx, name) rather than several names."""
+    return isinstance(given, tuple) and len(given) == 2 and whole_number(given[0]) is not None
 
 
 def _check_value(spec: object, value: object, what: str) -> float | Tensor:

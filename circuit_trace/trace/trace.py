@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuit_trace.anatomy import Unembed
 from circuit_trace.errors import CircuitTraceError, EdgeError, InputError
-from circuit_trace.graph import DestNode, Edge, Edges, Graph, whole_number
+from circuit_trace.graph import DestNode, Edge, Edges, EdgeSpec, Graph, whole_number
 from circuit_trace.hooks import Read
 from circuit_trace.plan import Plan, PruneScores, SourceOutputs
 from circuit_trace.trace.reconstruct import reconstruction_error
@@ -104,7 +104,7 @@ class Trace:
         numbers = {number for plan in self.plans for number in plan.edges().numbers}
         return Edges(self.graph, sorted(numbers))
 
-    def edge(self, name: str | tuple[int, str], seq_idx: int | None = None) -> EdgeFlow:
+    def edge(self, name: EdgeSpec, seq_idx: int | None = None) -> EdgeFlow:
         """What flowed along one edge, named as elsewhere: alone, or as `(seq_idx, name)`.
 
         Its tensors hold all positions, also of an edge at one of them: index `[:, seq_idx]`.

@@ -268,7 +268,7 @@ def test_what_cannot_name_an_edge(spec: object) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [None, 5, ("A0.1", "Resid End")])
+@pytest.mark.parametrize("name", [None, 5, ("A0.1", 5), ("A0.1->A1.0.Q", "Resid End")])
 @pytest.mark.usefixtures("as_a_user")
 def test_an_edge_is_not_looked_up_by_what_is_no_name(name: object) -> None:
     with pytest.raises(ct.EdgeError) as caught:
