@@ -117,6 +117,15 @@ class Graph:
             )
         return Edge(src, dest, self._position(read.seq_idx, f"the edge {read.text!r}"))
 
+    def dest(self, name: str) -> DestNode:
+        """Look a destination up by its name, such as `A7.1.Q`.
+
+        Raises:
+            EdgeError: There is none; the message gives the nearest names.
+        """
+        read = read_node(name, self.dests[-1].name, "destination")
+        return self._node(read.text, self.dest_by_name, "destination", None)
+
     def number(self, edge: Edge) -> int:
         """The number of an edge of this graph (at position 0 where it names none)."""
         module = self.module_by_name[edge.dest.module_name]

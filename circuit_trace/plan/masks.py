@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from circuit_trace.errors import EdgeError, MaskError
@@ -15,6 +16,7 @@ from circuit_trace.graph import (
     DestModule,
     Edge,
     EdgeName,
+    Edges,
     EdgeSpec,
     Graph,
     Name,
@@ -67,6 +69,15 @@ def mask_makers(
         for name, entries in by_module.items()
     }
     return makers, named
+
+
+def select(graph: Graph, edges: EdgesArg) -> Edges:
+    """The edges that are named, each once, in the graph's order.
+
+    Raises:
+        EdgeError: There is no such edge.
+    """
+    return Edges(graph, sorted(_values(graph, edges, graph.read, graph.numbers_of, "edge")))
 
 
 Read = TypeVar("Read", EdgeName, Name)
@@ -183,6 +194,18 @@ def check_scores(graph: Graph, scores: object, what: str) -> PruneScores:
             )
         checked[name] = values
     return checked
+
+
+def flat_scores(graph: Graph, scores: PruneScores) -> Float[Tensor, " edge"]:
+    """The score of every edge by its number, 0 where none is given, on the CPU; in float32, or
+    float64 where some are."""
+    lead = graph.seq_len or 1
+    blocks = []
+    for module in graph.modules:
+        given = scores.get(module.name, torch.zeros(lead, module.n_edges)).detach().cpu()
+        wide = given.to(torch.promote_types(given.dtype, torch.float32))
+        blocks.append(wide.reshape(lead, module.n_edges))
+    return torch.cat(blocks, dim=1).reshape(-1)
 
 
 def _seq_hint(graph: Graph, got: object, expected: tuple[int, ...]) -> str:

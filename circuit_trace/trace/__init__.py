@@ -1,12 +1,14 @@
 """hooks → trace: the frozen record of one pass, which outlives it."""
 
+from circuit_trace.trace.diff import TraceDiff as TraceDiff
+from circuit_trace.trace.diff import check_comparable as check_comparable
 from circuit_trace.trace.lens import Direction as Direction
 from circuit_trace.trace.lens import Lens as Lens
 from circuit_trace.trace.lens import Tokens as Tokens
 from circuit_trace.trace.lens import top_tokens as top_tokens
-from circuit_trace.trace.table import BatchIdx as BatchIdx
-from circuit_trace.trace.table import EdgeNumbers as EdgeNumbers
-from circuit_trace.trace.table import edge_numbers as edge_numbers
+from circuit_trace.trace.numbers import BatchIdx as BatchIdx
+from circuit_trace.trace.numbers import EdgeNumbers as EdgeNumbers
+from circuit_trace.trace.numbers import edge_numbers as edge_numbers
 from circuit_trace.trace.table import edge_table as edge_table
 from circuit_trace.trace.trace import DestFlow as DestFlow
 from circuit_trace.trace.trace import EdgeFlow as EdgeFlow

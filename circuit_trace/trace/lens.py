@@ -7,7 +7,7 @@ Framework for Transformer Circuits"), read token by token the logit lens (nostal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,14 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import Edge, whole_number
 from circuit_trace.hooks.postnorm import PROBE
 from circuit_trace.hooks.verify import tolerance_of
+from circuit_trace.plan import Plan
+from circuit_trace.trace.inputs import stream_at
+from circuit_trace.trace.rows import Rows
 
 if TYPE_CHECKING:
     from circuit_trace.trace.trace import Trace
 
-ROWS = 64
+AT_ONCE = 64
 """How many vectors are unembedded at a time: each takes a number per token of the vocabulary."""
 
 Tokens = list[tuple[str, float]]
@@ -60,7 +63,8 @@ class Lens:
                 "vector, or choose another label."
             )
         weight = unembed.weight().detach()
-        stream = end_of_stream(trace, batch_idx).to(weight)
+        end = trace.graph.dests[-1]
+        stream = stream_at(trace, end, batch_idx).to(weight)
         gain, shift, is_centred = _taken_apart(unembed.norm, weight)
         with torch.no_grad():
             normed = unembed.norm(stream)
@@ -86,25 +90,6 @@ class Lens:
             self.gain * (self.weight[:, first] - self.weight[:, second]), self.is_centred
         )
         return along / self.scale[:, None]
-
-
-def end_of_stream(trace: Trace, batch_idx: int) -> Float[Tensor, "seq d_model"]:
-    """The stream that `Resid End` read: what it received, and the biases that no source owns."""
-    module = trace.graph.dest_by_name["Resid End"].module_name
-    plans = [plan for plan in trace.plans if plan.patched is not None and module in plan.masks]
-    masks = [
-        plan.masks[module].detach().float().reshape(-1, len(trace.graph.srcs)) for plan in plans
-    ]
-    rest = 1 - sum(masks, torch.zeros(1, len(trace.graph.srcs)))
-    total = trace.current.weighted_sum(rest, batch_idx)
-    for plan, mask in zip(plans, masks, strict=True):
-        assert plan.patched is not None
-        total = total + plan.patched.weighted_sum(mask, batch_idx).to(total)
-    for bias in trace.biases:
-        if bias is not None:  # behind a norm it is another at each position
-            own = bias.expand(trace.batch, trace.seq, -1)[batch_idx]
-            total = total + own.detach().to(total)
-    return total
 
 
 def _taken_apart(norm: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -257,7 +242,7 @@ def _strings(trace: Trace, ids: Sequence[int]) -> list[str]:
 
 @torch.no_grad()
 def top_tokens(
-    trace: Trace, edges: Sequence[Edge], batch_idx: int | str, n: int
+    trace: Trace, edges: Sequence[Edge] | Rows, batch_idx: int | str, n: int
 ) -> list[tuple[Tokens, Tokens]]:
     """For each edge the tokens whose logits its Δ (patched − current; where nothing was patched,
     its current output) raises most, and those it lowers most.
@@ -268,21 +253,19 @@ def top_tokens(
     Raises:
         InputError: As `Lens.of`.
     """
-    if not edges:
+    rows = edges if isinstance(edges, Rows) else Rows.of(trace.graph, edges)
+    if not len(rows):
         return []
     elements = range(trace.batch) if batch_idx == "mean" else [int(batch_idx)]
-    plans = trace.plan_of([trace.graph.number(edge) for edge in edges])
-    keys = [
-        (edge.src.idx, -1 if edge.seq_idx is None else edge.seq_idx, id(plan))
-        for edge, plan in zip(edges, plans, strict=True)
-    ]
-    rows = {key: (edge, plan) for key, edge, plan in zip(keys, edges, plans, strict=True)}
+    plans = trace.plan_of(rows.numbers.tolist())
+    keys = list(zip(rows.src.tolist(), rows.position.tolist(), map(id, plans), strict=True))
+    vectors_of = dict(zip(keys, plans, strict=True))
     lenses = {element: Lens.of(trace, element) for element in elements}
-    vectors = {element: _changes(trace, list(rows.values()), element) for element in elements}
+    vectors = {element: _changes(trace, vectors_of, element) for element in elements}
     found: list[tuple[Tokens, Tokens]] = []
-    positions = [position for _, position, _ in rows]
-    for start in range(0, len(rows), ROWS):
-        part = slice(start, start + ROWS)
+    positions = [position for _, position, _ in vectors_of]
+    for start in range(0, len(vectors_of), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
         shares = [lenses[b].logits(vectors[b][part], positions[part]) for b in elements]
         logits = torch.stack(shares).mean(0)
         most = min(n, logits.shape[1])
@@ -291,7 +274,7 @@ def top_tokens(
             raised = _named(trace, up.indices[row].tolist(), up.values[row].tolist())
             lowered = _named(trace, down.indices[row].tolist(), (-down.values[row]).tolist())
             found.append((raised, lowered))
-    place = {key: number for number, key in enumerate(rows)}
+    place = {key: number for number, key in enumerate(vectors_of)}
     return [found[place[key]] for key in keys]
 
 
@@ -299,21 +282,22 @@ def _named(trace: Trace, ids: list[int], values: list[float]) -> Tokens:
     return list(zip(_strings(trace, ids), values, strict=True))
 
 
-def _changes(trace: Trace, rows: Sequence[tuple[Edge, Any]], batch_idx: int) -> Tensor:
-    """Δ of each edge's source at its position."""
-    at = [-1 if edge.seq_idx is None else edge.seq_idx for edge, _ in rows]
-    srcs = list({edge.src.idx: edge.src for edge, _ in rows}.values())
-    place = {src.idx: number for number, src in enumerate(srcs)}
+def _changes(
+    trace: Trace, vectors_of: Mapping[tuple[int, int, int], Plan | None], batch_idx: int
+) -> Float[Tensor, "row d_model"]:
+    """Δ of each source at its position, for the plan that patches it."""
+    indices = list({source: None for source, _, _ in vectors_of})
+    srcs = [trace.graph.srcs[source] for source in indices]
+    place = {source: number for number, source in enumerate(indices)}
     current = trace.current.vectors(srcs, batch_idx)
     patched = {
         id(plan): plan.patched.vectors(srcs, batch_idx)
-        for plan in {id(plan): plan for _, plan in rows if plan is not None}.values()
-        if plan.patched is not None
+        for plan in {id(plan): plan for plan in vectors_of.values()}.values()
+        if plan is not None and plan.patched is not None
     }
     changes = []
-    for (edge, plan), position in zip(rows, at, strict=True):
-        source = place[edge.src.idx]
-        now = current[source, position].float()
-        then = patched.get(id(plan))
-        changes.append(now if then is None else then[source, position].float() - now)
+    for source, position, plan in vectors_of:
+        now = current[place[source], position].float()
+        then = patched.get(plan)
+        changes.append(now if then is None else then[place[source], position].float() - now)
     return torch.stack(changes)

@@ -13,12 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuit_trace.anatomy import Unembed
-from circuit_trace.errors import CircuitTraceError, EdgeError, InputError
-from circuit_trace.graph import DestNode, Edge, Edges, EdgeSpec, Graph, whole_number
+from circuit_trace.errors import CircuitTraceError, InputError
+from circuit_trace.graph import DestNode, Edge, Edges, EdgeSpec, Graph
 from circuit_trace.hooks import Read
-from circuit_trace.plan import Plan, PruneScores, SourceOutputs
+from circuit_trace.plan import EdgesArg, Plan, PruneScores, SourceOutputs, select
+from circuit_trace.trace.diff import TraceDiff
+from circuit_trace.trace.inputs import input_of
+from circuit_trace.trace.numbers import BatchIdx
 from circuit_trace.trace.reconstruct import reconstruction_error
-from circuit_trace.trace.table import BatchIdx, edge_table
+from circuit_trace.trace.table import edge_table, top_rows
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -115,22 +118,25 @@ class Trace:
         return EdgeFlow(self, self.graph.edge(name, seq_idx))
 
     def dest(self, name: str) -> DestFlow:
-        """What a destination such as `A7.1.Q` received from each source before it.
+        """What a destination such as `A7.1.Q` received from each source before it, and read.
 
         Raises:
             EdgeError: There is no such destination.
         """
-        if not isinstance(name, str) or name not in self.graph.dest_by_name:
-            raise EdgeError(
-                f"There is no destination {name!r}; they run from {self.graph.dests[0].name!r} to "
-                f"{self.graph.dests[-1].name!r}."
-            )
-        return DestFlow(self, self.graph.dest_by_name[name])
+        return DestFlow(self, self.graph.dest(name))
 
     def table(
-        self, *, batch_idx: BatchIdx = 0, direction: Any = None, n_tokens: int = 0
+        self,
+        edges: EdgesArg | Edges | None = None,
+        *,
+        batch_idx: BatchIdx = 0,
+        direction: Any = None,
+        n_tokens: int = 0,
+        scores: PruneScores | None = None,
+        effects: PruneScores | None = None,
+        by_position: bool = False,
     ) -> pd.DataFrame:
-        """One row per patched or named edge (every edge where there is none), in the graph's order.
+        """One row per edge, and position where positions are told apart, in the graph's order.
 
         >>> import circuit_trace as ct
         >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -138,13 +144,18 @@ class Trace:
         >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
         >>> trace.table(n_tokens=1)[["edge", "promotes", "suppresses"]].values.tolist()
         [['A1.0->Resid End', ('John',), ('to',)]]
+        >>> len(trace.table("A0.*->A1.0.*")), len(trace.table("*->*"))
+        (12, 110)
 
-        Columns: edge, src, dest, seq_idx, token, mask, current_norm, patched_norm, delta_norm,
-        cosine, received_norm. Norms are L2 norms of the vector at the edge's position, or over all
-        positions where the model was wrapped without `seq_len`; cosine is between current and
-        patched. With `batch_idx="mean"` every number is a mean over the batch.
+        Columns: edge, src, dest; layer and head of the source, dest_layer and dest_head; seq_idx,
+        token, mask, current_norm, patched_norm, delta_norm, cosine, received_norm. Norms are L2
+        norms of the vector at the edge's position, or over all positions where it has none; cosine
+        is between current and patched. With `batch_idx="mean"` every number is a mean over the
+        batch.
 
         Args:
+            edges: The edges to list: anything that `patch` takes, globs too ("*->*" for all). When
+                omitted those that were patched or named; where none was, all.
             batch_idx: An element of the batch, or "mean".
             direction: Adds current_projection and patched_projection: dot products with a vector of
                 `d_model` numbers, or, for a pair of tokens, what the output adds to the first
@@ -152,16 +163,97 @@ class Trace:
                 the edge's position, or the last.
             n_tokens: Adds promotes and suppresses: this many tokens whose logits the source's Δ
                 raises and lowers most.
+            scores: Adds score, from `PruneScores` of this graph; 0 where they name none.
+            effects: Adds effect, likewise.
+            by_position: Give edges of all positions a row at each (for models wrapped without
+                `seq_len`).
 
         Raises:
+            EdgeError: There is no such edge.
             InputError: There is no such batch element or direction, or the model's outputs cannot
                 be read as tokens.
+            MaskError: The scores do not fit the graph.
         """
-        self.check_batch_idx(batch_idx)
-        if (n := whole_number(n_tokens)) is None or n < 0:
-            raise InputError(f"n_tokens must be a whole number, 0 or more; got {n_tokens!r}.")
-        edges = self.edges or self.graph.edges
-        return edge_table(self, edges, batch_idx, direction, n_tokens)
+        chosen = self.edges or self.graph.edges
+        if edges is not None:
+            chosen = edges if isinstance(edges, Edges) else select(self.graph, edges)
+        return edge_table(
+            self,
+            chosen,
+            batch_idx,
+            direction=direction,
+            n_tokens=n_tokens,
+            scores=scores,
+            effects=effects,
+            by_position=by_position,
+        )
+
+    def edges_into(self, node: str | tuple[int, str], **options: Any) -> pd.DataFrame:
+        """The table of every edge into a destination ("A1.2.Q"), those that a glob matches
+        ("A1.*.Q"), or all inputs of a node ("A1.2"); options as `table`.
+
+        >>> import circuit_trace as ct
+        >>> trace = ct.wrap(ct.load_model("bundled")).trace("When Mary and John")
+        >>> trace.edges_into("A0.2")["edge"].tolist()
+        ['Resid Start->A0.2.Q', 'Resid Start->A0.2.K', 'Resid Start->A0.2.V']
+
+        Raises:
+            EdgeError: There is no such destination.
+        """
+        return self.table(Edges(self.graph, self.graph.numbers_into(node)), **options)
+
+    def edges_from(self, node: str | tuple[int, str], **options: Any) -> pd.DataFrame:
+        """The table of every edge from a source ("A0.1"), or from those that a glob matches
+        ("A0.*"); options as `table`.
+
+        Raises:
+            EdgeError: There is no such source.
+        """
+        return self.table(Edges(self.graph, self.graph.numbers_from(node)), **options)
+
+    def top(
+        self,
+        n: int = 20,
+        *,
+        by: str = "delta_norm",
+        edges: EdgesArg | Edges | None = None,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """The rows of `table` with the largest absolute values in one of its columns.
+
+        >>> import circuit_trace as ct
+        >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+        >>> trace = ct.wrap(ct.load_model("bundled")).trace(CLEAN, corrupt=CORRUPT)
+        >>> trace.top(2, edges="*->Resid End")["src"].tolist()
+        ['MLP 1', 'MLP 0']
+
+        Args:
+            n: How many.
+            by: A column of numbers, such as "delta_norm", "received_norm" or "score".
+            edges: The edges to choose from, as in `table`.
+            options: As in `table`.
+
+        Raises:
+            InputError: There is no such column, or `n` is no number of rows.
+        """
+        return top_rows(self.table(edges, **options), n, by)
+
+    def diff(self, other: Trace) -> TraceDiff:
+        """Compare this pass with a later one of the same model: another ablation, other edges,
+        other prompts of the same shape. The difference is a table, and a view.
+
+        >>> import circuit_trace as ct
+        >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+        >>> model = ct.wrap(ct.load_model("bundled"))
+        >>> plain = model.trace(CLEAN, corrupt=CORRUPT)
+        >>> patched = model.trace(CLEAN, corrupt=CORRUPT, edges=["A0.1->A1.0.Q"])
+        >>> plain.diff(patched).top(2)["edge"].tolist()
+        ['A0.1->A1.0.Q', 'A1.0->MLP 1']
+
+        Raises:
+            InputError: The passes are of different models or shapes.
+        """
+        return TraceDiff(self, other)
 
     def reconstruction_error(self) -> float:
         """How well the record adds up: the largest relative difference at any destination between
@@ -301,7 +393,14 @@ class EdgeFlow:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DestFlow:
-    """What one destination received: tensors of `[n_sources, batch, seq, d_model]`."""
+    """What one destination received, tensors of `[n_sources, batch, seq, d_model]`, and read.
+
+    >>> import circuit_trace as ct
+    >>> trace = ct.wrap(ct.load_model("bundled")).trace("When Mary and John")
+    >>> flow = trace.dest("A1.0.Q")
+    >>> len(flow.sources), tuple(flow.received.shape), tuple(flow.input.shape)
+    (6, (6, 1, 5, 64), (1, 5, 64))
+    """
 
     trace: Trace
     dest: DestNode
@@ -335,6 +434,16 @@ class DestFlow:
     def received(self) -> Float[Tensor, "n_sources batch seq d_model"]:
         """What it received from each: (1 − mask) · current + mask · patched."""
         return torch.stack([self[source].received for source in self.sources])
+
+    @property
+    def input(self) -> Float[Tensor, "batch seq d_model"]:
+        """The residual stream as it read it, before a norm that is its own (TransformerLens'
+        `hook_q_input`, `hook_mlp_in`): what it received and the biases written before it.
+
+        Raises:
+            InputError: It read something else, as hooks changed the stream in that pass.
+        """
+        return input_of(self.trace, self.dest)
 
     @property
     def mask(self) -> Float[Tensor, "*seq n_sources"]:

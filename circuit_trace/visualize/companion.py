@@ -80,7 +80,9 @@ def live_table(
 ) -> Table:
     """The drawn edges of a traced pass."""
     n_tokens = N_TOKENS if style.label == "tokens" else 0
-    numbers = edge_table(trace, [one.edge for one in drawn], batch_idx, style.direction, n_tokens)
+    numbers = edge_table(
+        trace, [one.edge for one in drawn], batch_idx, direction=style.direction, n_tokens=n_tokens
+    )
     if callable(style.label):
         numbers["label"] = [one.short for one in drawn]
     return _table(drawn, titles, _cells(numbers))

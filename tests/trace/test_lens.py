@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import circuit_trace as ct
 from circuit_trace.anatomy import Unembed
 from circuit_trace.trace import Direction, Lens, edge_numbers, top_tokens
-from circuit_trace.trace.lens import end_of_stream
+from circuit_trace.trace.inputs import stream_at
 from tests.anatomy.toy import ToyModel
 from tests.anatomy.toy import anatomy as toy_anatomy
 from tests.models import CASES, TYPICAL, shared, tokens, wrapped
@@ -90,7 +90,7 @@ def test_the_end_of_the_stream_is_what_resid_end_read(name: str) -> None:
     ):
         model(CLEAN)
     torch.testing.assert_close(
-        end_of_stream(model.last_trace, 1), seen[-1][1], rtol=1e-4, atol=1e-5
+        stream_at(model.last_trace, model.dests[-1], 1), seen[-1][1], rtol=1e-4, atol=1e-5
     )
 
 

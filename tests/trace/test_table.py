@@ -19,6 +19,10 @@ COLUMNS = [
     "edge",
     "src",
     "dest",
+    "layer",
+    "head",
+    "dest_layer",
+    "dest_head",
     "seq_idx",
     "token",
     "mask",
@@ -81,7 +85,7 @@ def test_norms_at_positions(name: str) -> None:
 def test_column_types() -> None:
     table = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
     assert table["seq_idx"].dtype == pd.Int64Dtype()
-    for column in COLUMNS[5:]:
+    for column in COLUMNS[9:]:
         assert table[column].dtype.kind == "f", column
     assert isinstance(table.index, pd.RangeIndex)
 
@@ -157,7 +161,7 @@ def test_wider_types_are_tabled_in_single_precision() -> None:
     model = ct.wrap(copy_of(shared("hooked LN")).to(torch.bfloat16))
     table = model.trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
     expected = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
-    for column in COLUMNS[6:]:
+    for column in COLUMNS[10:]:
         assert table[column].tolist() == pytest.approx(expected[column].tolist(), rel=0.1, abs=0.1)
 
 
@@ -175,7 +179,109 @@ def test_means_over_the_batch() -> None:
     trace = wrapped("hooked LN", SEQ).trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
     mean = trace.table(batch_idx="mean")
     each = [trace.table(batch_idx=b) for b in range(trace.batch)]
-    for column in COLUMNS[5:]:
+    for column in COLUMNS[9:]:
         expected = sum(table[column].to_numpy() for table in each) / len(each)
         assert mean[column].to_numpy() == pytest.approx(expected, rel=1e-5), column
     assert mean["token"].isna().all()
+
+
+def test_layers_and_heads() -> None:
+    table = wrapped("hooked LN").trace(CLEAN).table("*->*").set_index("edge")
+    places = table[["layer", "head", "dest_layer", "dest_head"]]
+    assert places.loc["A0.3->A1.2.K"].tolist() == [0, 3, 1, 2]
+    assert places.loc["Resid Start->MLP 1"].isna().tolist() == [True, True, False, True]
+    assert places.loc["MLP 1->Resid End"].isna().tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("seq_len", [None, SEQ])
+@pytest.mark.parametrize(
+    ("ask", "fits"),
+    [
+        (
+            lambda t: t.table("A0.*->MLP *"),
+            lambda e: e.src.name[:3] == "A0." and e.dest.kind == "mlp",
+        ),
+        (lambda t: t.edges_into("A1.2"), lambda e: e.dest.unit == "A1.2"),
+        (lambda t: t.edges_into("A1.2.*"), lambda e: e.dest.unit == "A1.2"),
+        (lambda t: t.edges_into("A1.*.Q"), lambda e: e.dest.name[:2] + e.dest.name[-1] == "A1Q"),
+        (lambda t: t.edges_from("A0.1"), lambda e: e.src.name == "A0.1"),
+        (lambda t: t.edges_from("*"), lambda e: True),
+    ],
+)
+def test_filters(ask, fits, seq_len: int | None) -> None:
+    trace = wrapped("hooked LN", seq_len).trace(CLEAN, corrupt=CORRUPT, edges=["A0.1->MLP 1"])
+    table = ask(trace)
+    listed = {
+        (row.edge, None if row.seq_idx is pd.NA else row.seq_idx) for row in table.itertuples()
+    }
+    assert listed == {(edge.name, edge.seq_idx) for edge in trace.graph.edges if fits(edge)}
+    whole = trace.table("*->*")
+    same = whole.merge(table, on=["edge", "seq_idx"], suffixes=("", "_filtered"))
+    assert len(same) == len(table)
+    assert (same["delta_norm"] == same["delta_norm_filtered"]).all()
+
+
+def test_the_strongest() -> None:
+    trace = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT)
+    everything = trace.table()
+    top = trace.top(7, by="delta_norm")
+    assert top["delta_norm"].tolist() == sorted(everything["delta_norm"], reverse=True)[:7]
+    assert list(top.index) == list(range(7))
+    low = trace.top(3, by="cosine", edges="A0.*->MLP 0")
+    assert len(low) == 3
+    assert set(low["dest"]) == {"MLP 0"}
+
+
+def test_scores_and_effects() -> None:
+    model = wrapped("hooked LN", SEQ)
+    trace = model.trace(CLEAN)
+    scores = {name: torch.randn(mask.shape) for name, mask in trace.masks.items()}
+    some = {"blocks.0.hook_mlp_in": scores["blocks.0.hook_mlp_in"].double()}
+    table = trace.table(scores=scores, effects=some)
+    for _, row in table.sample(60, random_state=1).iterrows():
+        edge = trace.graph.edge(row["edge"], row["seq_idx"])
+        own = scores[edge.dest.module_name][row["seq_idx"]]
+        own = own if edge.dest.head is None else own[edge.dest.slot]
+        assert row["score"] == float(own[edge.src.idx])
+        assert row["effect"] == (row["score"] if edge.dest.name == "MLP 0" else 0)
+    largest = max(float(score.abs().max()) for score in scores.values())
+    assert abs(trace.top(1, by="score", scores=scores).loc[0, "score"]) == pytest.approx(largest)
+
+
+def test_a_row_at_each_position_of_a_model_without_positions() -> None:
+    plain = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
+    table = plain.table(by_position=True)
+    assert len(table) == len(EDGES) * SEQ
+    expected = wrapped("hooked LN", SEQ).trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
+    keys = ["edge", "seq_idx"]
+    one, other = (t.sort_values(keys).reset_index(drop=True) for t in (table, expected))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (lambda t: t.table("A0.*->B*"), ct.EdgeError, "No destination matches 'B*'"),
+        (lambda t: t.table(3), ct.EdgeError, "Cannot read 3 as edges"),
+        (lambda t: t.edges_into("A0.1->MLP 1"), ct.EdgeError, "Unknown destination"),
+        (lambda t: t.edges_from("Resid End"), ct.EdgeError, "can only be a destination"),
+        (lambda t: t.top(0), ct.InputError, "top needs a whole number of edges, 1 or more; got 0."),
+        (
+            lambda t: t.top(3, by="token"),
+            ct.InputError,
+            "by must be a column of numbers, one of mask",
+        ),
+        (lambda t: t.top(3, by="score"), ct.InputError, "got 'score'"),
+        (
+            lambda t: t.table(scores={"x": torch.ones(1)}),
+            ct.MaskError,
+            "The scores name the module",
+        ),
+        (lambda t: t.table(batch_idx=9), ct.InputError, "outside the traced batch"),
+    ],
+)
+def test_wrong_questions(ask, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        ask(wrapped("hooked LN").trace(CLEAN))
+    assert message in str(caught.value)

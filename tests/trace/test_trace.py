@@ -123,13 +123,24 @@ def test_a_destination(name: str, model: ct.PatchableModel, trace: ct.Trace) -> 
     assert repr(dest) == "<DestFlow A1.2.Q: 6 sources>"
 
 
-@pytest.mark.parametrize("dest", ["A9.0.Q", "A1.2", "Resid Start", ""])
-def test_an_unknown_destination(dest: str) -> None:
+@pytest.mark.parametrize(
+    ("dest", "hint"),
+    [
+        ("A9.0.Q", " Did you mean 'A1.0.Q' or 'A0.0.Q' or 'A1.3.Q'?"),
+        (
+            "A1.2",
+            " 'A1.2' can only be a source. Did you mean 'A1.2.V' or 'A1.2.Q' or 'A1.2.K'?",
+        ),
+        ("Resid Start", " 'Resid Start' can only be a source. Did you mean 'Resid End'?"),
+        ("", ""),
+    ],
+)
+def test_an_unknown_destination(dest: str, hint: str) -> None:
     trace = wrapped("hooked LN").trace(CLEAN)
     with pytest.raises(ct.EdgeError) as caught:
         trace.dest(dest)
     assert str(caught.value) == (
-        f"There is no destination {dest!r}; they run from 'A0.0.Q' to 'Resid End'."
+        f"Unknown destination {dest!r}.{hint} The destinations run from 'A0.0.Q' to 'Resid End'."
     )
 
 
@@ -204,7 +215,7 @@ def test_it_outlives_the_wrapper_and_lets_it_go(name: str) -> None:
     del model, hooked_model
     gc.collect()
     check_same(before, everything(trace))
-    assert trace.table().shape == (3, 11)
+    assert trace.table().shape == (3, 15)
     assert gone() is None, "a record must not keep the model alive"
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from circuit_trace.errors import InputError
-from circuit_trace.graph import DestNode, Edge, Edges, Graph, SrcNode
-from circuit_trace.plan import EdgesArg, Plan, PruneScores, check_scores
+from circuit_trace.graph import DestNode, Edge, Edges, SrcNode
+from circuit_trace.plan import EdgesArg, PruneScores, check_scores, flat_scores
 from circuit_trace.plan.masks import mask_makers
 from circuit_trace.trace import BatchIdx, Direction, EdgeNumbers, Trace, edge_numbers, top_tokens
 from circuit_trace.trace import Tokens as TopTokens
@@ -69,21 +69,23 @@ def specification(
     candidates = (trace.edges or graph.edges).numbers
     if edges is not None:
         _, candidates = mask_makers(graph, edges)
-    flat_scores = None if scores is None else _flat(graph, scores)
+    score_of = (
+        None if scores is None else flat_scores(graph, check_scores(graph, scores, "The scores"))
+    )
     opens_with = "delta" if trace.patched is not None else "current"
     opens_with = opens_with if scores is None else "score"
     chosen = candidates
     if len(candidates) > max_edges:
-        if flat_scores is not None:
-            strengths = flat_scores[torch.tensor(candidates)]
+        if score_of is not None:
+            strengths = score_of[torch.tensor(candidates)]
         else:
             all_numbers = edge_numbers(trace, Edges(graph, candidates), batch_idx)
             strengths = getattr(all_numbers, f"{opens_with}_norm")
         chosen = [candidates[place] for place in strongest(strengths, max_edges)]
     listed = [graph.edge_at(number) for number in chosen]
     columns = _columns(edge_numbers(trace, listed, batch_idx, N_VALUES, along))
-    if flat_scores is not None:
-        columns["score"] = flat_scores[torch.tensor(chosen, dtype=torch.long)]
+    if score_of is not None:
+        columns["score"] = score_of[torch.tensor(chosen, dtype=torch.long)]
     nodes, units = _nodes(listed)
     positions = sorted({edge.seq_idx for edge in listed}, key=lambda position: position or 0)
     return {
@@ -106,17 +108,6 @@ def specification(
             **_token_columns(_top_tokens(trace, listed, batch_idx)),
         },
     }
-
-
-def _flat(graph: Graph, scores: PruneScores) -> Tensor:
-    """The score of every edge by its number, 0 where none is given."""
-    checked = check_scores(graph, scores, "The scores")
-    filled = {**Plan(graph, {}).full_masks(), **checked}
-    blocks = [
-        filled[module.name].detach().float().cpu().reshape(-1, module.n_edges)
-        for module in graph.modules
-    ]
-    return torch.cat(blocks, dim=1).reshape(-1)
 
 
 def _columns(numbers: EdgeNumbers) -> dict[str, Tensor]:

@@ -1,0 +1,176 @@
+"""Two passes of one model, compared edge by edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from circuit_trace.errors import InputError
+from circuit_trace.graph import Edges
+from circuit_trace.plan import EdgesArg, Plan, select
+from circuit_trace.trace.numbers import BatchIdx, edge_numbers
+from circuit_trace.trace.rows import Rows
+from circuit_trace.trace.table import names_of, top_rows
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from circuit_trace.trace.trace import Trace
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TraceDiff:
+    """What changed from one traced pass to another. Made by `Trace.diff`.
+
+    >>> import circuit_trace as ct
+    >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+    >>> model = ct.wrap(ct.load_model("bundled"))
+    >>> half = model.trace(CLEAN, corrupt=CORRUPT, edges={"A1.0->Resid End": 0.5})
+    >>> whole = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
+    >>> half.diff(whole).table()[["edge", "mask", "other_mask"]].values.tolist()
+    [['A1.0->Resid End', 0.5, 1.0]]
+    """
+
+    trace: Trace
+    other: Trace
+
+    def __post_init__(self) -> None:
+        check_comparable(self.trace, self.other)
+
+    def table(
+        self, edges: EdgesArg | Edges | None = None, *, batch_idx: BatchIdx = 0
+    ) -> pd.DataFrame:
+        """One row per edge: what each pass had, and by how much the other differs.
+
+        Columns: edge, src, dest, layer, head, dest_layer, dest_head, seq_idx, token and
+        other_token; mask, current_norm and received_norm of this pass, the same of the other as
+        other_mask, other_current_norm and other_received_norm; current_change and received_change,
+        the norms ‖other − this‖ of what the source wrote and of what the destination received. Norms
+        as in `Trace.table`.
+
+        Args:
+            edges: The edges to list, as in `Trace.table`; when omitted those that either pass
+                patched or named, and where none did, all.
+            batch_idx: An element of the batch, or "mean".
+
+        Raises:
+            EdgeError: There is no such edge.
+            InputError: There is no such batch element.
+        """
+        self.trace.check_batch_idx(batch_idx)
+        graph = self.trace.graph
+        chosen = self._edges if edges is None else edges
+        rows = Rows.of(graph, chosen if isinstance(chosen, Edges) else select(graph, chosen))
+        strings = [
+            None if batch_idx == "mean" else one.token_strings(batch_idx)
+            for one in (self.trace, self.other)
+        ]
+        columns = names_of(rows, strings[0])
+        columns["other_token"] = names_of(rows, strings[1])["token"]
+        for prefix, one in (("", self.trace), ("other_", self.other)):
+            numbers = edge_numbers(one, rows, batch_idx)
+            for name in ("mask", "current_norm", "received_norm"):
+                columns[prefix + name] = getattr(numbers, name).numpy()
+        elements = range(self.trace.batch) if batch_idx == "mean" else [batch_idx]
+        changes = torch.stack([self._changes(rows, int(element)) for element in elements])
+        columns["current_change"], columns["received_change"] = changes.mean(0).numpy()
+        return pd.DataFrame(columns)
+
+    def top(
+        self,
+        n: int = 20,
+        *,
+        by: str = "received_change",
+        edges: EdgesArg | Edges | None = "*->*",
+        batch_idx: BatchIdx = 0,
+    ) -> pd.DataFrame:
+        """The edges that changed most: the rows of `table` with the largest values in a column.
+
+        Raises:
+            InputError: There is no such column, or `n` is no number of rows.
+        """
+        return top_rows(self.table(edges, batch_idx=batch_idx), n, by)
+
+    def draw(self, **options: Any) -> go.Figure:
+        """Draw both passes with `draw_difference`, which lists the options; not displayed besides."""
+        from circuit_trace.visualize import draw_difference
+
+        return draw_difference(self.trace, self.other, **{"display_ipython": False, **options})
+
+    @property
+    def _edges(self) -> Edges:
+        graph = self.trace.graph
+        numbers = sorted({n for one in (self.trace, self.other) for n in one.edges.numbers})
+        return Edges(graph, numbers) if numbers else graph.edges
+
+    def _changes(self, rows: Rows, batch_idx: int) -> Tensor:
+        """‖change‖ of what was written and of what was received, for one element of the batch.
+
+        What is received is `C + m (P − C)`, so the change is `c + m' d' − m d` for the changes
+        `c = C' − C`, `d = P − C` and `d' = P' − C'`: its norm follows from their six products, which
+        are kept for each source and position, in double precision.
+        """
+        graph, seq = self.trace.graph, self.trace.seq
+        both = (self.trace, self.other)
+        plans = [_plans(one, rows) for one in both]
+        keys = list(zip(rows.src.tolist(), *(map(id, found) for found in plans), strict=True))
+        pairs = dict(zip(keys, zip(*plans, strict=True), strict=True))
+        place = {key: number for number, key in enumerate(pairs)}
+        products = torch.zeros(len(pairs), 3, 3, seq, dtype=torch.float64)
+        for number, (key, owners) in enumerate(pairs.items()):
+            src = [graph.srcs[key[0]]]
+            current = [one.current.vectors(src, batch_idx)[0].cpu().double() for one in both]
+            patched = [
+                now if plan is None else plan.patched.vectors(src, batch_idx)[0].cpu().double()
+                for now, plan in zip(current, owners, strict=True)
+            ]
+            deltas = [then - now for then, now in zip(patched, current, strict=True)]
+            vectors = torch.stack([current[1] - current[0], deltas[1], -deltas[0]])
+            products[number] = torch.einsum("isd,jsd->ijs", vectors, vectors)
+        which = torch.tensor([place[key] for key in keys], dtype=torch.long)
+        whole = rows.position < 0
+        at = products[which, :, :, rows.position]
+        if bool(whole.all()):
+            at = products.sum(-1)[which]
+        masks = [edge_numbers(one, rows, batch_idx).mask.double() for one in both]
+        weights = torch.stack([torch.ones_like(masks[0]), masks[1], masks[0]], dim=1)
+        received = torch.einsum("ei,eij,ej->e", weights, at, weights).clamp_min(0).sqrt()
+        return torch.stack([at[:, 0, 0].sqrt(), received])
+
+    def __repr__(self) -> str:
+        return f"<TraceDiff: {len(self._edges):,} edges of {self.trace!r} and {self.other!r}>"
+
+
+def check_comparable(trace: Any, other: Any) -> None:
+    """Raise InputError where these are not two traces of one graph and shape."""
+    from circuit_trace.trace.trace import Trace
+
+    if not isinstance(other, Trace):
+        raise InputError(f"A trace is compared with another trace; got {type(other).__name__}.")
+    if trace.graph is not other.graph and trace.graph.nodes != other.graph.nodes:
+        raise InputError(
+            f"The two traces are of different models: {len(trace.graph.nodes)} nodes and "
+            f"{len(other.graph.nodes)}."
+        )
+    if trace.graph.seq_len != other.graph.seq_len:
+        raise InputError(
+            "The two traces must tell the same positions apart: their models were wrapped with "
+            f"seq_len={trace.graph.seq_len} and {other.graph.seq_len}."
+        )
+    if (trace.batch, trace.seq) != (other.batch, other.seq):
+        raise InputError(
+            f"The two traces must be of one shape: {trace.batch} × {trace.seq} and {other.batch} × "
+            f"{other.seq} ([batch, seq])."
+        )
+
+
+def _plans(trace: Trace, rows: Rows) -> list[Any]:
+    """For each edge the plan whose outputs it is patched with, None where there is none."""
+    return [
+        plan if isinstance(plan, Plan) and plan.patched is not None else None
+        for plan in trace.plan_of(rows.numbers.tolist())
+    ]
