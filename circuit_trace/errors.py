@@ -28,7 +28,7 @@ class InputError(CircuitTraceError, ValueError):
 
 
 class NoTraceError(CircuitTraceError, RuntimeError):
-    """A record was asked for, and no pass has been recorded yet."""
+    """A record was asked for that no pass has left."""
 
 
 class FigureError(CircuitTraceError, ValueError):

@@ -29,6 +29,7 @@ from circuit_trace.hooks import PassRecord, Session, verify
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
+    HeadsArg,
     NodesArg,
     Plan,
     PruneScores,
@@ -266,6 +267,7 @@ class PatchableModel:
         masks: PruneScores | None = None,
         *,
         nodes: NodesArg | None = None,
+        heads: HeadsArg | None = None,
     ) -> Patching:
         """Patch edges in every forward pass of the model while the context is open, and record it.
 
@@ -289,11 +291,13 @@ class PatchableModel:
             nodes: Sources all of whose edges are patched: names such as `A5.2`, pairs
                 `(seq_idx, name)`, or a mapping from them to mask values. An edge that `edges` names
                 too takes its mask from there.
+            heads: Heads whose attention is recorded for `Trace.head`: names, or patterns such as
+                `A5.*` and `*`. Contexts inside one another record the heads of all of them.
 
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
         """
-        return Patching(self, make_plan(self.graph, patched, edges, masks, nodes))
+        return Patching(self, make_plan(self.graph, patched, edges, masks, nodes, heads))
 
     def _enter(self, plan: Plan) -> None:
         self._check_alone()
@@ -337,6 +341,7 @@ class PatchableModel:
         patched: SourceOutputs | None = None,
         ablation: AblationType = AblationType.RESAMPLE,
         nodes: NodesArg | None = None,
+        heads: HeadsArg | None = None,
         forward: Mapping[str, Any] | None = None,
     ) -> Trace:
         """Run one patched forward pass without gradients and return its record.
@@ -361,6 +366,7 @@ class PatchableModel:
             ablation: What becomes of the corrupt prompt's outputs. The means over a dataset take
                 `tokens` as the clean and `corrupt` as the corrupt prompts.
             nodes: As in `patch`.
+            heads: As in `patch`.
             forward: More arguments of both passes, such as `{"attention_mask": mask}` for prompts
                 that are padded alike.
 
@@ -377,7 +383,7 @@ class PatchableModel:
         with torch.no_grad():
             if patched is None:
                 patched = self._patched_for(clean, corrupt, ablation, edges, masks, nodes, more)
-            with self.patch(patched, edges=edges, masks=masks, nodes=nodes):
+            with self.patch(patched, edges=edges, masks=masks, nodes=nodes, heads=heads):
                 self.wrapped_model(clean, **more)
         return self.last_trace
 
@@ -507,6 +513,7 @@ class PatchableModel:
             biases=tuple(record.biases),
             to_strings=self.anatomy.to_strings,
             unembed=self.anatomy.unembed,
+            head_tensors=record.heads,
         )
 
     def _check_alone(self) -> None:

@@ -16,7 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, rms_norm
 
-from circuit_trace.anatomy import Anatomy, DestSite, Point, PostNorm, Reader, SourceSite, Unembed
+from circuit_trace.anatomy import (
+    Anatomy,
+    DestSite,
+    HeadsPoint,
+    HeadTensor,
+    Point,
+    PostNorm,
+    Reader,
+    SourceSite,
+    Unembed,
+)
 from circuit_trace.errors import AnatomyError, InputError
 
 EXAMPLE_TOKENS = 5
@@ -174,7 +184,33 @@ class _Builder:
             bias=lambda: getattr(attn, "b_O", None),
             norm=self._norm_after_attention(block),
             scale=self._residual_scale,
+            attention=self._attention(hooks, layer),
         )
+
+    def _attention(self, hooks: dict[str, nn.Module], layer: int) -> dict[HeadTensor, HeadsPoint]:
+        """Where a layer's pattern, queries, keys and values pass, of those points that it has.
+
+        Some bridges have points for rotated queries and keys that nothing passes (GPT-NeoX, Phi-3).
+        """
+        n_q, n_kv = self.model.cfg.n_heads, self._n_kv_heads
+        is_bridge = self.norm is _bridge_norm  # its rotated tensors are Hugging Face's
+        layouts: dict[HeadTensor, tuple[int, bool]] = {
+            "pattern": (n_q, True),
+            "q": (n_q, False),
+            "k": (n_kv, False),
+            "v": (n_kv, False),
+            "rot_q": (n_q, is_bridge),
+            "rot_k": (n_kv, is_bridge),
+        }
+        return {
+            what: HeadsPoint(Point(hooks[name]), *layout)
+            for what, layout in layouts.items()
+            if (name := f"blocks.{layer}.attn.hook_{what}") in hooks
+        }
+
+    @property
+    def _n_kv_heads(self) -> int:
+        return getattr(self.model.cfg, "n_key_value_heads", None) or self.model.cfg.n_heads
 
     def _mlp_output(
         self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int
@@ -201,7 +237,7 @@ class _Builder:
             )
             for letter in "QKV"
         }
-        n_kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+        n_kv_heads = self._n_kv_heads
         stream = self._hook(hooks, f"blocks.{layer}.hook_resid_pre")
         common: dict[str, Any] = {
             "kind": "attention",

@@ -17,6 +17,10 @@ from torch import Tensor, nn
 NodeKind = Literal["embed", "attention", "mlp", "output"]
 
 
+HeadTensor = Literal["pattern", "q", "k", "v", "rot_q", "rot_k"]
+"""What a head's attention is made of; `circuit_trace.trace.HeadRecord` says what each is."""
+
+
 def nothing() -> None:
     """Stand for an absent weight or bias."""
     return None
@@ -28,6 +32,19 @@ class Point:
 
     module: nn.Module
     side: Literal["input", "output"] = "output"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadsPoint:
+    """Where a tensor of a layer's heads passes: `[batch, seq, head, width]`, or the two last as one.
+
+    With `heads_first` it is `[batch, head, seq, width]`, as attention patterns are. `n_heads` is how
+    many heads it has: the key-value heads where query heads share them.
+    """
+
+    point: Point
+    n_heads: int
+    heads_first: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +70,8 @@ class SourceSite:
     weight `W_O`, so that no `[batch, seq, head, d_model]` is ever built. `bias()` is what the site
     adds to the stream beside its nodes (`b_O`); it belongs to no node. What stands between these and
     the stream is part of what a node writes: the `norm`, with the scale of the same pass, and
-    `scale`, a constant (Granite's residual multiplier).
+    `scale`, a constant (Granite's residual multiplier). `attention` is where a layer's heads show how
+    they attend; without it that cannot be recorded.
     """
 
     names: tuple[str, ...]
@@ -65,6 +83,7 @@ class SourceSite:
     bias: Callable[[], Float[Tensor, " d_model"] | None] = nothing
     norm: PostNorm | None = None
     scale: float = 1.0
+    attention: Mapping[HeadTensor, HeadsPoint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
+from circuit_trace.anatomy import HeadTensor
 from circuit_trace.plan import Plan, SiteOutput
 
 N_DIRECTIONS = 8
@@ -57,7 +58,7 @@ class Read:
 @dataclass(eq=False)
 class PassRecord:
     """The sources' outputs, the destinations' inputs (sketched), tokens and logits of one pass,
-    and the plans with the values that their masks had in it."""
+    how the heads that were asked for attended, and the plans with the values that their masks had."""
 
     tokens: Tensor | None
     plans: tuple[Plan, ...] = ()
@@ -66,3 +67,4 @@ class PassRecord:
     reads: list[Read] = field(default_factory=list)
     logits: Tensor | None = None
     logits_version: int | None = None
+    heads: dict[str, dict[HeadTensor, Tensor]] = field(default_factory=dict)

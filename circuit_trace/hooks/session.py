@@ -14,6 +14,7 @@ from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.hooks.attach import OnTensor, attach, unflattened
 from circuit_trace.hooks.delta import Delta, PassDeltas, PlanDeltas, Scratch, combine
+from circuit_trace.hooks.heads import HeadTaker, head_takers
 from circuit_trace.hooks.postnorm import take_apart
 from circuit_trace.hooks.record import PassRecord, Read, sketch
 from circuit_trace.plan import Plan, SiteOutput
@@ -34,6 +35,7 @@ class _Pass:
     ) -> None:
         self.shape = shape
         self.record = PassRecord(tokens, tuple(plan.snapshot() for plan in plans))
+        self.record.heads.update({name: {} for plan in plans for name in plan.heads})
         self.deltas = [PassDeltas(plan) for plan in ready]
         self.streams: dict[Key, Tensor] = {}
         self.ready: dict[str, Delta | None] = {}
@@ -72,6 +74,7 @@ class Session:
         self.record: PassRecord | None = None
         self._deltas = [PlanDeltas(plan) for plan in plans if plan.masks]
         self._touched = {name for plan in self._deltas for name in plan.masks}
+        self._head_takers = head_takers(anatomy, {name for plan in plans for name in plan.heads})
         self._keep_reads = reads
         self._on_record = on_record
         self._recorders: dict[Key, tuple[Point, list[OnTensor]]] = {}
@@ -90,6 +93,9 @@ class Session:
                     for reader in dest.readers:
                         on_tensor = partial(self._patch, dest, reader)
                         self._patch_handles.append(attach(reader.point, on_tensor, first=True))
+            for taker in self._head_takers:
+                on_tensor = partial(self._take_used, taker)
+                self._patch_handles.append(attach(taker.shown.point, on_tensor, first=True))
             self._attach_recorders()
             if self.anatomy.tokens is not None:
                 handle = attach(self.anatomy.tokens, self._tokens_came)
@@ -122,6 +128,8 @@ class Session:
             points[_key(dest.stream)] = dest.stream
         for key, numbers in by_stream.items():
             self._add_recorder(points[key], partial(self._stream_passed, key, tuple(numbers)))
+        for taker in self._head_takers:
+            self._add_recorder(taker.shown.point, partial(self._take, taker))
 
     def _add_recorder(self, point: Point, on_tensor: OnTensor) -> None:
         self._recorders.setdefault(_key(point), (point, []))[1].append(on_tensor)
@@ -223,6 +231,21 @@ class Session:
         if numbers[-1] == len(self.anatomy.dests) - 1:
             self._check_all_patched(self._pass)
             self._whole, self._pass = self._pass.record, None
+
+    def _take(self, taker: HeadTaker, tensor: Tensor) -> None:
+        """A tensor of heads that were asked for came by."""
+        if self._pass is not None:
+            self._check_thread()
+            taker.take(tensor, self._pass.record.heads)
+
+    def _take_used(self, taker: HeadTaker, tensor: Tensor) -> None:
+        """The same before other hooks see it: some models show a pattern after they have used it
+        (OPT, GPT-J), and what a hook makes of it then is not what the heads did."""
+        one = self._pass
+        if one is not None and (
+            taker.site_idx < len(one.record.outputs) or taker.site_idx in one.codes
+        ):
+            self._take(taker, tensor)
 
     def _logits_came(self, tensor: Tensor) -> None:
         if self._whole is not None:

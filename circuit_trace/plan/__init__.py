@@ -3,6 +3,8 @@
 from circuit_trace.plan.ablation import AblationType as AblationType
 from circuit_trace.plan.ablation import ablate_batch as ablate_batch
 from circuit_trace.plan.dataset import mean_outputs as mean_outputs
+from circuit_trace.plan.heads import HeadsArg as HeadsArg
+from circuit_trace.plan.heads import head_names as head_names
 from circuit_trace.plan.masks import EdgesArg as EdgesArg
 from circuit_trace.plan.masks import NodesArg as NodesArg
 from circuit_trace.plan.masks import PruneScores as PruneScores

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Edges, Graph
+from circuit_trace.plan.heads import HeadsArg, head_names
 from circuit_trace.plan.masks import (
     EdgesArg,
     NodesArg,
@@ -28,7 +29,8 @@ class Plan:
 
     `masks` holds the touched modules only; `named` the numbers of the edges a user named one by
     one, also those at mask 0. `patched` is None where nothing is patched. A mask that is made of
-    tensors that learn is made anew for each pass by its function in `live`.
+    tensors that learn is made anew for each pass by its function in `live`. `heads` are those whose
+    attention is recorded.
     """
 
     graph: Graph
@@ -36,6 +38,7 @@ class Plan:
     named: tuple[int, ...] = ()
     patched: SourceOutputs | None = None
     live: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
 
     def mask_now(self, module: str) -> Tensor:
         """A touched module's mask with the values that it has now."""
@@ -90,7 +93,7 @@ class Plan:
         masks = {name: mask for name, mask in masks.items() if mask.requires_grad or mask.any()}
         gone = set(taken.tolist())
         named = tuple(number for number in self.named if number not in gone)
-        return Plan(self.graph, masks, named, self.patched, live)
+        return replace(self, masks=masks, named=named, live=live)
 
 
 def _product(mask: Callable[[], Tensor], keep: Tensor) -> Tensor:
@@ -103,11 +106,12 @@ def make_plan(
     edges: EdgesArg | None,
     masks: PruneScores | None,
     nodes: NodesArg | None = None,
+    heads: HeadsArg | None = None,
 ) -> Plan:
-    """Read what a user asks to patch.
+    """Read what a user asks to patch and to record.
 
     Raises:
-        EdgeError, MaskError: As the edges or masks are wrong.
+        EdgeError, MaskError: As the edges, masks or heads are wrong.
         InputError: Both were given, or something to patch but nothing to patch in.
     """
     if masks is not None and (edges is not None or nodes is not None):
@@ -144,4 +148,5 @@ def make_plan(
             "There are edges to patch but nothing to patch in. Pass the outputs of another prompt, "
             "model.source_outputs(corrupt), or call model.trace(tokens, corrupt=..., edges=...)."
         )
-    return Plan(graph, touched, tuple(named), patched, live)
+    asked = () if heads is None else head_names(graph, heads)
+    return Plan(graph, touched, tuple(named), patched, live, asked)

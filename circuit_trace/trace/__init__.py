@@ -2,6 +2,7 @@
 
 from circuit_trace.trace.diff import TraceDiff as TraceDiff
 from circuit_trace.trace.diff import check_comparable as check_comparable
+from circuit_trace.trace.heads import HeadRecord as HeadRecord
 from circuit_trace.trace.lens import Direction as Direction
 from circuit_trace.trace.lens import Lens as Lens
 from circuit_trace.trace.lens import Tokens as Tokens

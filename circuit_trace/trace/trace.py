@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuit_trace.anatomy import Unembed
+from circuit_trace.anatomy import HeadTensor, Unembed
 from circuit_trace.errors import CircuitTraceError, InputError
 from circuit_trace.graph import DestNode, Edge, Edges, EdgeSpec, Graph
 from circuit_trace.hooks import Read
 from circuit_trace.plan import EdgesArg, Plan, PruneScores, SourceOutputs, select
 from circuit_trace.trace.diff import TraceDiff
+from circuit_trace.trace.heads import HeadRecord, head_record
 from circuit_trace.trace.inputs import input_of
 from circuit_trace.trace.numbers import BatchIdx
 from circuit_trace.trace.reconstruct import reconstruction_error
@@ -35,7 +36,7 @@ class Trace:
     """What flowed along every edge in one forward pass; it stays when the pass is over.
 
     `plans` are the patches of the contexts that were open, the innermost last; `reads` and
-    `biases` are what `reconstruction_error` compares.
+    `biases` are what `reconstruction_error` compares; `head_tensors` is what `head` shows.
 
     >>> import circuit_trace as ct
     >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -56,6 +57,7 @@ class Trace:
     biases: tuple[Tensor | None, ...] = ()
     to_strings: Callable[[Tensor], list[str]] | None = field(default=None)
     unembed: Unembed | None = None
+    head_tensors: Mapping[str, Mapping[HeadTensor, Tensor]] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -124,6 +126,26 @@ class Trace:
             EdgeError: There is no such destination.
         """
         return DestFlow(self, self.graph.dest(name))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads whose attention was recorded, in the graph's order."""
+        return tuple(src.name for src in self.graph.srcs if src.name in self.head_tensors)
+
+    def head(self, name: str) -> HeadRecord:
+        """How a head attended in this pass: its pattern, queries, keys and values.
+
+        >>> import circuit_trace as ct
+        >>> model = ct.wrap(ct.load_model("bundled"))
+        >>> trace = model.trace("When Mary and John went", heads=["A1.*"])
+        >>> trace.heads, tuple(trace.head("A1.2").pattern.shape)
+        (('A1.0', 'A1.1', 'A1.2', 'A1.3'), (1, 6, 6))
+
+        Raises:
+            EdgeError: There is no such head.
+            NoTraceError: The pass was not asked to record it.
+        """
+        return head_record(self.graph, self.head_tensors, name)
 
     def table(
         self,

@@ -84,6 +84,10 @@ so it has no place among the families compared with Hugging Face."""
 
 PARALLEL = ("GPTNeoXForCausalLM", "GPTJForCausalLM")
 """Attention and MLP of a block read the same stream in these."""
+NOT_ROTATED = ("GPT2LMHeadModel", "OPTForCausalLM", "BloomForCausalLM")
+"""These have no rotary embeddings."""
+ROTATED_UNSEEN = ("GPTNeoXForCausalLM", "GPTJForCausalLM", "Phi3ForCausalLM")
+"""Bridges of these do not show rotated queries and keys."""
 
 
 def perturbed(model: Any, spread: float = SPREAD) -> Any:

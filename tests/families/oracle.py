@@ -83,10 +83,13 @@ NAMES: dict[str, Names] = {
 
 @dataclass(frozen=True)
 class Pass:
-    """What the oracle saw: logits, and what each source wrote."""
+    """What the oracle saw: logits, what each source wrote, each layer's attention patterns
+    `[batch, head, query, key]`, and what each head's input projections made (`A1.2.Q`)."""
 
     logits: Tensor
     wrote: dict[str, Tensor]
+    patterns: tuple[Tensor, ...]
+    projected: dict[str, Tensor]
 
 
 class FamilyOracle:
@@ -110,13 +113,13 @@ class FamilyOracle:
                 one.hook(layer, block)
             one.hook_end(self.layers[-1])
             with torch.no_grad():
-                logits = self.model(tokens, use_cache=False).logits
+                output = self.model(tokens, use_cache=False, output_attentions=True)
         finally:
             for handle in one.handles:
                 handle.remove()
         assert list(one.wrote) == self.shape.sources
         assert one.edited == {ask.dest for ask in asks}
-        return Pass(logits, one.wrote)
+        return Pass(output.logits, one.wrote, output.attentions, one.projected)
 
 
 class _Run:
@@ -129,6 +132,7 @@ class _Run:
         self.stream: dict[int, Tensor] = {}
         self.heads: dict[int, Tensor] = {}
         self.edited: set[str] = set()
+        self.projected: dict[str, Tensor] = {}
         self.handles: list[Any] = []
 
     def change(self, dest: str) -> Tensor | None:
@@ -197,10 +201,11 @@ class _Run:
             output = output.clone()
             for letter in letters:
                 for head in range(N_HEADS if letter == "Q" else n_kv):
-                    change = self.change(f"A{layer}.{head}.{letter}")
+                    name, rows = f"A{layer}.{head}.{letter}", self._rows(letter, head, n_kv)
+                    self.projected[name] = output[..., rows]  # a view: it shows an edit too
+                    change = self.change(name)
                     if change is None:
                         continue
-                    rows = self._rows(letter, head, n_kv)
                     is_linear = isinstance(module, nn.Linear)
                     weight = module.weight[rows] if is_linear else module.weight[:, rows].T
                     bias = 0 if module.bias is None else module.bias[rows]

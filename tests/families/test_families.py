@@ -5,6 +5,7 @@ Runs on TransformerLens 3.9 (`make test`) and 4.x (`make test-compat`).
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import cache
 
@@ -23,8 +24,10 @@ from tests.families.models import (
     N_HEADS,
     N_KV_HEADS,
     N_LAYERS,
+    NOT_ROTATED,
     OPENAI_GPT,
     PARALLEL,
+    ROTATED_UNSEEN,
     T5,
     bridge,
     hugging_face,
@@ -122,6 +125,73 @@ def test_any_edges_and_masks(architecture: str, n_edges: int | None, seq_len: in
         assert_close(trace.current[name], wrote, **CLOSE)
         assert_close(trace.patched[name], corrupt.wrote[name], **CLOSE)
     assert trace.reconstruction_error() < 1e-5
+
+
+@family
+def test_heads_attend_as_in_the_oracle(architecture: str) -> None:
+    model, second = wrapped(architecture), oracle(architecture)
+    asks = second.shape.asks((1.0, 0.5, -0.3), n=20, seed=4)
+    expected = second.run(tokens(1), second.run(tokens(2)).wrote, asks)
+    masks = second.shape.prune_scores(asks)
+    trace = model.trace(tokens(1), corrupt=tokens(2), masks=masks, heads="*")
+    for name in trace.heads:
+        layer, head = (int(part) for part in name[1:].split("."))
+        shared_by = N_HEADS // second.shape.n_kv_heads
+        record = trace.head(name)
+        assert_close(record.pattern, expected.patterns[layer][:, head], **CLOSE)
+        assert_close(record.q, expected.projected[f"{name}.Q"], **CLOSE)
+        assert_close(record.k, expected.projected[f"A{layer}.{head // shared_by}.K"], **CLOSE)
+        assert_close(record.v, expected.projected[f"A{layer}.{head // shared_by}.V"], **CLOSE)
+
+
+ROTATED = [name for name in CONFIGS if name not in NOT_ROTATED and name not in ROTATED_UNSEEN]
+
+
+@family
+def test_rotated_queries_and_keys_make_the_pattern(architecture: str) -> None:
+    """Norms of queries and keys are in them; masks (sliding windows) are taken from the pattern."""
+    model = wrapped(architecture)
+    trace = model.trace(tokens(1), corrupt=tokens(2), edges=["A0.1->A1.2.Q"], heads="*")
+    for name in trace.heads:
+        record = trace.head(name)
+        assert (record.rot_q is not None) == (architecture in ROTATED)
+        if record.rot_q is None:
+            continue
+        attention = hugging_face(architecture).model.layers[int(name[1])].self_attn
+        scores = record.rot_q @ record.rot_k.transpose(1, 2) * attention.scaling
+        cap = getattr(attention, "attn_logit_softcapping", None)
+        scores = scores if cap is None else cap * torch.tanh(scores / cap)
+        scores = scores.masked_fill(record.pattern == 0, -torch.inf)
+        assert_close(scores.softmax(-1), record.pattern, **CLOSE)
+
+
+@pytest.mark.parametrize("architecture", ["OPTForCausalLM", "GPTJForCausalLM"])
+def test_a_pattern_shown_after_it_was_used_is_recorded_as_used(architecture: str) -> None:
+    """What a user's hook returns there has no effect on the pass, which the bridge may warn of."""
+    model = ct.wrap(bridge(architecture))
+    plain = model.trace(tokens(1), heads="A0.1")
+    model.wrapped_model.blocks[0].attn.hook_pattern.add_hook(lambda tensor, hook: tensor * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        edited = model.trace(tokens(1), heads="A0.1")
+    assert_close(edited.current["A0.1"], plain.current["A0.1"])
+    assert_close(edited.head("A0.1").pattern, plain.head("A0.1").pattern)
+
+
+def test_attention_that_forms_no_pattern() -> None:
+    """Hugging Face's fused attention in a bridge that delegates to it."""
+    own = bridge("OPTForCausalLM")
+    own.original_model.set_attn_implementation("sdpa")
+    model = ct.wrap(own)
+    fused = model.trace(tokens(1), heads="A0.1")
+    with pytest.raises(ct.InputError, match=r"did not show the 'pattern' of A0\.1: a fused kernel"):
+        _ = fused.head("A0.1").pattern
+    own.original_model.set_attn_implementation("eager")
+    trace = model.trace(tokens(1), heads="A0.1")
+    head = trace.head("A0.1")
+    assert_close(fused.head("A0.1").v, head.v)
+    wrote = head.pattern @ head.v @ own.blocks[0].attn.W_O[1]
+    assert_close(wrote, fused.current["A0.1"], **CLOSE)
 
 
 @family
