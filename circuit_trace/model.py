@@ -36,7 +36,7 @@ from circuit_trace.plan import (
     make_plan,
     mean_outputs,
 )
-from circuit_trace.trace import Trace
+from circuit_trace.trace import About, Trace
 
 OutputSlice = Literal["last_seq", "not_first_seq"]
 """Which positions of the logits a task looks at."""
@@ -506,6 +506,7 @@ class PatchableModel:
             biases=tuple(record.biases),
             to_strings=self.anatomy.to_strings,
             unembed=self.anatomy.unembed,
+            about=About.of(self.wrapped_model, self.cfg),
         )
 
     def _check_alone(self) -> None:

@@ -2,6 +2,7 @@
 
 from circuit_trace.graph.edges import Edge as Edge
 from circuit_trace.graph.edges import Edges as Edges
+from circuit_trace.graph.graph import ARROW as ARROW
 from circuit_trace.graph.graph import EdgeSpec as EdgeSpec
 from circuit_trace.graph.graph import Graph as Graph
 from circuit_trace.graph.graph import NodeSpec as NodeSpec

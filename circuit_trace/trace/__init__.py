@@ -1,5 +1,6 @@
 """hooks → trace: the frozen record of one pass, which outlives it."""
 
+from circuit_trace.trace.about import About as About
 from circuit_trace.trace.lens import Direction as Direction
 from circuit_trace.trace.lens import Lens as Lens
 from circuit_trace.trace.lens import Tokens as Tokens
