@@ -29,6 +29,7 @@ from circuit_trace.errors import AnatomyError as AnatomyError
 from circuit_trace.errors import CircuitTraceError as CircuitTraceError
 from circuit_trace.errors import EdgeError as EdgeError
 from circuit_trace.errors import FigureError as FigureError
+from circuit_trace.errors import FormatError as FormatError
 from circuit_trace.errors import InputError as InputError
 from circuit_trace.errors import MaskError as MaskError
 from circuit_trace.errors import NoTraceError as NoTraceError

@@ -33,3 +33,7 @@ class NoTraceError(CircuitTraceError, RuntimeError):
 
 class FigureError(CircuitTraceError, ValueError):
     """A picture that cannot be drawn or written as asked."""
+
+
+class FormatError(CircuitTraceError, ValueError):
+    """A file that is not what it should be: another format, damaged, or of a later version."""

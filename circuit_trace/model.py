@@ -38,7 +38,7 @@ from circuit_trace.plan import (
     make_plan,
     mean_outputs,
 )
-from circuit_trace.trace import Trace
+from circuit_trace.trace import About, Trace
 
 OutputSlice = Literal["last_seq", "not_first_seq"]
 """Which positions of the logits a task looks at."""
@@ -514,6 +514,7 @@ class PatchableModel:
             to_strings=self.anatomy.to_strings,
             unembed=self.anatomy.unembed,
             head_tensors=record.heads,
+            about=About.of(self.wrapped_model, self.cfg),
         )
 
     def _check_alone(self) -> None:

@@ -2,6 +2,7 @@
 
 from circuit_trace.graph.edges import Edge as Edge
 from circuit_trace.graph.edges import Edges as Edges
+from circuit_trace.graph.grammar import ARROW as ARROW
 from circuit_trace.graph.grammar import EdgeName as EdgeName
 from circuit_trace.graph.grammar import EdgeSpec as EdgeSpec
 from circuit_trace.graph.grammar import Name as Name

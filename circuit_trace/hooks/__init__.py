@@ -1,5 +1,6 @@
 """plan → hooks: attached when a context opens, gone when it closes; patch first, record last."""
 
+from circuit_trace.hooks.record import N_DIRECTIONS as N_DIRECTIONS
 from circuit_trace.hooks.record import PassRecord as PassRecord
 from circuit_trace.hooks.record import Read as Read
 from circuit_trace.hooks.record import directions as directions

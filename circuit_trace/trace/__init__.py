@@ -1,5 +1,6 @@
 """hooks → trace: the frozen record of one pass, which outlives it."""
 
+from circuit_trace.trace.about import About as About
 from circuit_trace.trace.diff import TraceDiff as TraceDiff
 from circuit_trace.trace.diff import check_comparable as check_comparable
 from circuit_trace.trace.heads import HeadRecord as HeadRecord

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuit_trace.anatomy import Unembed
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Edge, whole_number
 from circuit_trace.hooks.postnorm import PROBE
@@ -53,10 +54,13 @@ class Lens:
 
         Raises:
             InputError: The model's anatomy names no unembedding, or its weights do not give the
-                logits of that pass.
+                logits of that pass; or it was saved without.
         """
         unembed = trace.unembed
+        if isinstance(unembed, SavedLenses):
+            return unembed.lenses[batch_idx]
         if unembed is None:
+            _check_saved(trace)
             raise InputError(
                 "This model's anatomy does not say how its residual stream becomes logits "
                 "(Anatomy.unembed), so outputs cannot be read as tokens. Give direction= as a "
@@ -73,7 +77,7 @@ class Lens:
         scale = wide.norm(dim=-1) / (normed.float() - shift).norm(dim=-1)
         scale = torch.where(scale > 0, scale, float("nan"))
         _check_linear(normed, wide / scale[:, None] + shift)
-        _check_logits(trace, batch_idx, normed, weight)
+        _check_logits(trace, unembed, batch_idx, normed, weight)
         return cls(gain, is_centred, scale, weight.float())
 
     def logits(
@@ -90,6 +94,31 @@ class Lens:
             self.gain * (self.weight[:, first] - self.weight[:, second]), self.is_centred
         )
         return along / self.scale[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class SavedLenses:
+    """The lenses of a saved pass, one for each element of its batch, in place of an `Unembed`.
+
+    `to_ids` turns text into token ids; it is None where the model had no tokenizer.
+    """
+
+    lenses: tuple[Lens, ...]
+    to_ids: Callable[[str], list[int]] | None = None
+
+    def weight(self) -> Float[Tensor, "d_model d_vocab"]:
+        """`W_U`."""
+        return self.lenses[0].weight
+
+
+def _check_saved(trace: Trace) -> None:
+    """Say how to save what a loaded trace does not have."""
+    if trace.unembed is None and trace.about.written is not None:
+        raise InputError(
+            "This trace was saved without the unembedding, so outputs cannot be read as tokens. Save "
+            "it where its model is with trace.save(path, unembed=True), give direction= as a vector, "
+            "or choose another label."
+        )
 
 
 def _taken_apart(norm: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -124,10 +153,11 @@ def _check_linear(normed: Tensor, linear: Tensor) -> None:
         )
 
 
-def _check_logits(trace: Trace, batch_idx: int, normed: Tensor, weight: Tensor) -> None:
+def _check_logits(
+    trace: Trace, unembed: Unembed, batch_idx: int, normed: Tensor, weight: Tensor
+) -> None:
     """Compare what the norm gives with the logits of the pass, where they are numbers."""
-    unembed, logits = trace.unembed, trace.logits
-    assert unembed is not None
+    logits = trace.logits
     if logits is None or logits.ndim != 3 or logits.shape[1] != trace.seq:
         return
     bias = unembed.bias()
@@ -211,6 +241,7 @@ def _pair(given: Any) -> list[str | int] | None:
 
 
 def _token_id(trace: Trace, token: str | int) -> int:
+    _check_saved(trace)
     unembed = trace.unembed
     n_tokens = None if unembed is None else unembed.weight().shape[1]
     if isinstance(token, int):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -17,9 +18,11 @@ from circuit_trace.errors import CircuitTraceError, InputError
 from circuit_trace.graph import DestNode, Edge, Edges, EdgeSpec, Graph
 from circuit_trace.hooks import Read
 from circuit_trace.plan import EdgesArg, Plan, PruneScores, SourceOutputs, select
+from circuit_trace.trace.about import About
 from circuit_trace.trace.diff import TraceDiff
 from circuit_trace.trace.heads import HeadRecord, head_record
 from circuit_trace.trace.inputs import input_of
+from circuit_trace.trace.lens import SavedLenses
 from circuit_trace.trace.numbers import BatchIdx
 from circuit_trace.trace.reconstruct import reconstruction_error
 from circuit_trace.trace.table import edge_table, top_rows
@@ -36,7 +39,8 @@ class Trace:
     """What flowed along every edge in one forward pass; it stays when the pass is over.
 
     `plans` are the patches of the contexts that were open, the innermost last; `reads` and
-    `biases` are what `reconstruction_error` compares; `head_tensors` is what `head` shows.
+    `biases` are what `reconstruction_error` compares; `head_tensors` is what `head` shows. `about`
+    says of which model it is.
 
     >>> import circuit_trace as ct
     >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -56,8 +60,9 @@ class Trace:
     reads: tuple[Read, ...] = ()
     biases: tuple[Tensor | None, ...] = ()
     to_strings: Callable[[Tensor], list[str]] | None = field(default=None)
-    unembed: Unembed | None = None
+    unembed: Unembed | SavedLenses | None = None
     head_tensors: Mapping[str, Mapping[HeadTensor, Tensor]] = field(default_factory=dict)
+    about: About = field(default_factory=About)
 
     @property
     def batch(self) -> int:
@@ -300,6 +305,61 @@ class Trace:
         from circuit_trace.visualize.explorer import explore
 
         return explore(self, **options)
+
+    def save(
+        self,
+        path: str | PathLike[str],
+        *,
+        logits: bool = True,
+        factored: bool | None = None,
+        dtype: torch.dtype | None = None,
+        unembed: bool = False,
+    ) -> None:
+        """Write this trace to a file, safetensors, that loads without the model.
+
+        >>> import tempfile, circuit_trace as ct
+        >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+        >>> model = ct.wrap(ct.load_model("bundled"))
+        >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
+        >>> path = tempfile.mkdtemp() + "/x.trace"
+        >>> trace.save(path, unembed=True)
+        >>> loaded = ct.Trace.load(path)
+        >>> loaded.table(n_tokens=1)[["edge", "promotes", "suppresses"]].values.tolist()
+        [['A1.0->Resid End', ('John',), ('to',)]]
+
+        Args:
+            path: The file; one that is there is replaced when all of the new one is written. Its
+                folder is made.
+            logits: Save the logits too.
+            factored: Save what heads wrote as the model computes it, `d_head` wide, with `W_O`
+                (True), or multiplied by `W_O`, `d_model` wide (False), which rounds as the model's
+                dtype does. None takes what is smaller: few tokens are smaller without `W_O`.
+            dtype: torch.float16 or torch.bfloat16 to save activations and weights in half the
+                room. They load in the dtype that they had, as far as the narrow one can tell.
+            unembed: Save what reads outputs as tokens too: `W_U`, the final norm of this pass and
+                the vocabulary. Without it a loaded trace has no label="tokens", and no direction
+                of two tokens.
+
+        Raises:
+            InputError: The model's weights or the logits were changed since the pass, a number
+                overflows `dtype`, or the file cannot be written.
+        """
+        from circuit_trace.trace.saved import Options, save
+
+        save(self, path, Options(logits, factored, dtype, unembed))
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Trace:
+        """Read a trace that `save` wrote; `about` says what it was taken from, and when.
+
+        It is data alone: nothing in it is run, and neither its model nor TransformerLens is needed.
+
+        Raises:
+            FormatError: There is no such file, it is not a trace, of a later version, or damaged.
+        """
+        from circuit_trace.trace.saved import load
+
+        return load(path)
 
     def __rich__(self) -> Table:
         """What `rich.print` shows: a table of the edges."""

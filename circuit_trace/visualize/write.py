@@ -12,6 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError
+from circuit_trace.files import atomic_write
 from circuit_trace.visualize.graph_text import dot, mermaid
 from circuit_trace.visualize.spec import SHORT_SIZE, Diagram
 
@@ -90,15 +91,17 @@ def write(figure: go.Figure, diagram: Diagram, file: File) -> None:
     path, suffix = file.path, file.path.suffix.lower()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if suffix == ".html":
-            # A fixed id, so that the same figure gives the same file.
-            figure.write_html(path, include_plotlyjs=file.include_plotlyjs, div_id="circuit-trace")
-        elif suffix == ".json":
-            figure.write_json(path)
-        elif suffix in GRAPHS:
-            path.write_text(GRAPHS[suffix](diagram), encoding="utf-8")
-        else:
-            _write_image(figure, path, _scale(figure, file))
+        with atomic_write(path) as unfinished:
+            if suffix == ".html":
+                # A fixed id, so that the same figure gives the same file.
+                scripts = file.include_plotlyjs
+                figure.write_html(unfinished, include_plotlyjs=scripts, div_id="circuit-trace")
+            elif suffix == ".json":
+                figure.write_json(unfinished)
+            elif suffix in GRAPHS:
+                unfinished.write_text(GRAPHS[suffix](diagram), encoding="utf-8")
+            else:
+                _write_image(figure, unfinished, _scale(figure, file))
     except OSError as error:
         raise FigureError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
 

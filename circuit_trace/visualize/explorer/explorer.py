@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import os
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from circuit_trace.errors import FigureError
+from circuit_trace.files import atomic_write
 from circuit_trace.graph import whole_number
 from circuit_trace.plan import EdgesArg, PruneScores
 from circuit_trace.trace import BatchIdx, Trace
@@ -37,11 +37,10 @@ class Explorer:
             FigureError: The path does not end in .html, or cannot be written.
         """
         path = _check_path(path)
-        unfinished = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(self.html, encoding="utf-8")
-            os.replace(unfinished, path)
+            with atomic_write(path) as unfinished:
+                unfinished.write_text(self.html, encoding="utf-8")
         except OSError as error:
             raise FigureError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
 

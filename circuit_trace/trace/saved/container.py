@@ -1,0 +1,121 @@
+"""The file itself: safetensors, with the record's JSON, its version and a checksum in the metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from circuit_trace.errors import FormatError
+from circuit_trace.files import atomic_write
+
+FORMAT = "circuit_trace.trace"
+VERSION = 1
+"""Raised when an older version of this library would misread what is written."""
+
+WRONG_BYTES = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError)
+"""What safetensors and torch raise for a file that they cannot read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """A record as plain data, and the tensors that it names."""
+
+    data: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def write_file(path: Path, content: Content) -> None:
+    """Write a file whole, or leave the one that is there.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    text = json.dumps(content.data, allow_nan=False, separators=(",", ":"))
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "checksum": _checksum(text, content.tensors),
+        "trace": text,
+    }
+    data = to_bytes(dict(content.tensors), metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
+def read_file(path: Path) -> Content:
+    """Read a file and check that every byte that counts is as it was written.
+
+    Raises:
+        FormatError: There is no such file, it is none of ours, of a later version, or damaged.
+    """
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise FormatError(f"Cannot load a trace from {str(path)!r}: it {what}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_is_ours(path, metadata)
+            # Copies: what lies in a mapped file would change, or go, with the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except FormatError:
+        raise
+    except WRONG_BYTES as error:
+        raise FormatError(
+            f"Cannot load a trace from {str(path)!r}: it is not a whole safetensors file ({error}). "
+            "Expected a file that Trace.save wrote; was it cut off on its way?"
+        ) from error
+    text = metadata.get("trace", "")
+    if metadata.get("checksum") != _checksum(text, tensors):
+        raise FormatError(
+            f"The trace in {str(path)!r} is damaged: its checksum does not match. It was changed after "
+            "it was written; use another copy, or trace again."
+        )
+    try:
+        data = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"The trace in {str(path)!r} holds no JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise FormatError(f"The trace in {str(path)!r} is no record but a {type(data).__name__}.")
+    return Content(data, tensors)
+
+
+def _check_is_ours(path: Path, metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise FormatError(
+            f"{str(path)!r} is a safetensors file, but not a trace: expected one that Trace.save wrote."
+        )
+    version = metadata.get("version", "")
+    if version != str(VERSION):
+        hint = "Upgrade circuit-trace to read it." if version.isdecimal() else ""
+        raise FormatError(
+            f"The trace in {str(path)!r} is of the file version {version!r}; this circuit-trace reads "
+            f"version {VERSION}. {hint}".rstrip()
+        )
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def digest(tensor: Tensor) -> bytes:
+    """What tells a tensor's dtype, shape and bytes from any other's."""
+    found = sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.digest()
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    found = sha256(text.encode("utf-8", "surrogatepass"))
+    for name in sorted(tensors):
+        found.update(sha256(name.encode()).digest() + digest(tensors[name]))
+    return found.hexdigest()

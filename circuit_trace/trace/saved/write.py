@@ -1,0 +1,260 @@
+"""A trace as plain data and tensors. What is written here is read in `read`, in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from circuit_trace.errors import InputError
+from circuit_trace.graph import DestModule, DestNode, Graph, SrcNode
+from circuit_trace.hooks import Read
+from circuit_trace.plan import Plan, SiteOutput, SourceOutputs, project
+from circuit_trace.trace.about import About
+from circuit_trace.trace.lens import Lens
+from circuit_trace.trace.saved.container import Content
+from circuit_trace.trace.saved.store import TensorStore
+from circuit_trace.trace.saved.vocabulary import NO_TOKEN
+
+if TYPE_CHECKING:
+    from circuit_trace.trace.trace import Trace
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of a trace is saved, and how; see `Trace.save`."""
+
+    logits: bool = True
+    factored: bool | None = None
+    dtype: torch.dtype | None = None
+    unembed: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, what in (
+            ("logits", self.logits, (True, False)),
+            ("unembed", self.unembed, (True, False)),
+            ("factored", self.factored, (None, True, False)),
+        ):
+            if not any(value is one for one in what):
+                raise InputError(f"{name} must be one of {what}; got {value!r}.")
+        if self.dtype not in (None, torch.float16, torch.bfloat16):
+            raise InputError(
+                f"dtype must be torch.float16, torch.bfloat16 or None; got {self.dtype!r}."
+            )
+
+
+def content_of(trace: Trace, options: Options) -> Content:
+    """A trace as it is written.
+
+    Raises:
+        InputError: The model's weights or the logits were changed since the pass, a number
+            overflows `dtype`, or there is no unembedding.
+    """
+    store = TensorStore(options.dtype)
+    outputs = _OutputsWriter(trace, store, options.factored)
+    logits = trace.logits if options.logits else None
+    data = {
+        "about": _about(trace.about),
+        "graph": _graph(trace.graph),
+        "current": outputs.write("current", trace.current),
+        "plans": [
+            _plan(f"plan {number}", plan, store, outputs) for number, plan in enumerate(trace.plans)
+        ],
+        "tokens": None if trace.tokens is None else store.put("tokens", trace.tokens),
+        "token_strings": _token_strings(trace),
+        "logits": None if logits is None else store.put("logits", logits, narrow=True),
+        "reads": [_read(f"read {n}", read, store) for n, read in enumerate(trace.reads)],
+        "biases": [
+            None if bias is None else store.put(f"bias {n}", bias, narrow=True)
+            for n, bias in enumerate(trace.biases)
+        ],
+        "heads": {
+            name: {
+                what: store.put(f"{what} of {name}", tensor, narrow=True)
+                for what, tensor in tensors.items()
+            }
+            for name, tensors in trace.head_tensors.items()
+        },
+        "unembed": _unembed(trace, store) if options.unembed else None,
+    }
+    return Content(data, store.tensors)
+
+
+def _about(about: About) -> dict[str, Any]:
+    return {
+        "model": about.model,
+        "model_class": about.model_class,
+        "config": dict(about.config),
+        "versions": dict(about.versions),
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _graph(graph: Graph) -> dict[str, Any]:
+    """What cannot be told from where a node stands."""
+    by_site: dict[int, list[SrcNode]] = {}
+    for src in graph.srcs:
+        by_site.setdefault(src.site, []).append(src)
+    return {
+        "seq_len": graph.seq_len,
+        "sources": [[_node(src) for src in nodes] for nodes in by_site.values()],
+        "modules": [_module(module) for module in graph.modules],
+    }
+
+
+def _module(module: DestModule) -> dict[str, Any]:
+    return {
+        "name": module.name,
+        "n_sources": module.n_sources,
+        "has_heads": module.has_heads,
+        "dests": [{**_node(dest), "unit": dest.unit} for dest in module.dests],
+    }
+
+
+def _node(node: SrcNode | DestNode) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "kind": node.kind,
+        "depth": node.depth,
+        "layer": node.layer,
+        "head": node.head,
+    }
+
+
+class _OutputsWriter:
+    """Writes what sources wrote, each site once, with its weight or multiplied by it."""
+
+    def __init__(self, trace: Trace, store: TensorStore, factored: bool | None) -> None:
+        every = [trace.current, *(plan.patched for plan in trace.plans)]
+        self._store = store
+        self._sites = {
+            id(site): site for outputs in every if outputs is not None for site in outputs.sites
+        }
+        for key in [] if factored else self._to_project(is_forced=factored is False):
+            self._sites[key] = _projected(self._sites[key])
+
+    def _to_project(self, *, is_forced: bool) -> list[int]:
+        """The sites that take less room multiplied by their weight, which several may share."""
+        by_weight: dict[tuple[int, torch.Size], list[int]] = {}
+        for key, site in self._sites.items():
+            if site.weight is not None:
+                place = site.weight.data_ptr(), site.weight.shape
+                by_weight.setdefault(place, []).append(key)
+        chosen: list[int] = []
+        for keys in by_weight.values():
+            sites = [self._sites[key] for key in keys]
+            codes = sum(site.code.nbytes for site in sites)
+            shared = sites[0].weight
+            assert shared is not None
+            if is_forced or codes * shared.shape[2] / shared.shape[1] < codes + shared.nbytes:
+                chosen += keys
+        return chosen
+
+    def write(self, where: str, outputs: SourceOutputs) -> dict[str, Any]:
+        """The sites of one pass, and what was made of them."""
+        names = [src.name for src in outputs.srcs if src.slot == 0]
+        return {
+            "ablation": outputs.ablation.name,
+            "sites": [
+                self._site(f"{where}, {name}", self._sites[id(site)])
+                for name, site in zip(names, outputs.sites, strict=True)
+            ],
+        }
+
+    def _site(self, where: str, site: SiteOutput) -> dict[str, Any]:
+        parts = {"code": site.code, "weight": site.live_weight, "gain": site.gain}
+        return {
+            name: None if part is None else self._store.put(f"{where}, {name}", part, narrow=True)
+            for name, part in parts.items()
+        }
+
+
+def _projected(site: SiteOutput) -> SiteOutput:
+    vectors = project(site.code.detach(), site.live_weight, range(site.code.shape[2]))
+    return SiteOutput(vectors.detach().permute(1, 2, 0, 3), None, site.gain)
+
+
+def _plan(where: str, plan: Plan, store: TensorStore, outputs: _OutputsWriter) -> dict[str, Any]:
+    named = torch.tensor(plan.named, dtype=torch.long)
+    return {
+        "masks": {
+            name: store.put(f"{where}, mask of {name}", mask) for name, mask in plan.masks.items()
+        },
+        "named": store.put(f"{where}, named edges", named) if plan.named else None,
+        "patched": None if plan.patched is None else outputs.write(where, plan.patched),
+    }
+
+
+def _token_strings(trace: Trace) -> list[list[str]] | None:
+    rows = [trace.token_strings(element) for element in range(trace.batch)]
+    return None if None in rows else [list(row) for row in rows if row is not None]
+
+
+def _read(where: str, read: Read, store: TensorStore) -> dict[str, Any]:
+    return {
+        "dests": list(read.dests),
+        "seen": store.put(f"{where}, seen", read.seen),
+        "patched": read.patched,
+        "heads": None if read.heads is None else list(read.heads),
+        "positions": None
+        if read.positions is None
+        else store.put(f"{where}, positions", read.positions),
+    }
+
+
+def _unembed(trace: Trace, store: TensorStore) -> dict[str, Any]:
+    """The final norm as the linear map that it was in this pass, `W_U`, and the vocabulary."""
+    lenses = [Lens.of(trace, element) for element in range(trace.batch)]
+    assert trace.unembed is not None  # Lens.of refuses
+    weight, to_ids = trace.unembed.weight(), trace.unembed.to_ids
+    texts = None if trace.to_strings is None else _texts(trace.to_strings, weight.shape[1])
+    return {
+        "is_centred": lenses[0].is_centred,
+        "gain": store.put("gain of the final norm", lenses[0].gain),
+        "scale": store.put("scale of the final norm", torch.stack([lens.scale for lens in lenses])),
+        "weight": store.put("W_U", weight, narrow=True),
+        "vocabulary": texts,
+        "ids": None if texts is None or to_ids is None else _ids(texts, to_ids, store),
+    }
+
+
+def _texts(to_strings: Callable[[Tensor], list[str]], d_vocab: int) -> list[str]:
+    try:
+        return list(to_strings(torch.arange(d_vocab)))
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"unembed=True saves the strings of the model's {d_vocab} tokens, but they cannot be had: "
+            f"{type(error).__name__}: {error}. Save the trace without it."
+        ) from error
+
+
+def _ids(
+    texts: Sequence[str], to_ids: Callable[[str], list[int]], store: TensorStore
+) -> dict[str, Any]:
+    """The token that each text is, alone and behind a space: tokenizers differ in what they make of
+    the space, so each is asked."""
+    known = set(texts)
+    alone = [_single(to_ids, text, len(texts)) for text in texts]
+    spaced = [
+        NO_TOKEN
+        if text.startswith(" ") or f" {text}" in known
+        else _single(to_ids, f" {text}", len(texts))
+        for text in texts
+    ]
+    return {
+        name: store.put(f"token of each text, {name}", torch.tensor(ids, dtype=torch.int32))
+        for name, ids in (("alone", alone), ("spaced", spaced))
+    }
+
+
+def _single(to_ids: Callable[[str], list[int]], text: str, d_vocab: int) -> int:
+    """The one token that a text is, if it is one."""
+    try:
+        ids = to_ids(text)
+    except (TypeError, ValueError):  # text that is no Unicode, or one that was not saved
+        return NO_TOKEN
+    return ids[0] if len(ids) == 1 and 0 <= ids[0] < d_vocab else NO_TOKEN
