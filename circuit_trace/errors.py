@@ -33,3 +33,11 @@ class NoTraceError(CircuitTraceError, RuntimeError):
 
 class FigureError(CircuitTraceError, ValueError):
     """A picture that cannot be drawn or written as asked."""
+
+
+class FormatError(CircuitTraceError, ValueError):
+    """A file that is not what it should be, or cannot hold what it is asked to."""
+
+
+class FormatWarning(UserWarning):
+    """A file holds something that is not quite what this library means by it."""
