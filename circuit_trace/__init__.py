@@ -30,6 +30,7 @@ from circuit_trace.errors import CircuitTraceError as CircuitTraceError
 from circuit_trace.errors import EdgeError as EdgeError
 from circuit_trace.errors import FigureError as FigureError
 from circuit_trace.errors import FormatError as FormatError
+from circuit_trace.errors import FormatWarning as FormatWarning
 from circuit_trace.errors import InputError as InputError
 from circuit_trace.errors import MaskError as MaskError
 from circuit_trace.errors import NoTraceError as NoTraceError
@@ -44,6 +45,12 @@ from circuit_trace.plan import SourceOutputs as SourceOutputs
 from circuit_trace.trace import Trace as Trace
 
 if TYPE_CHECKING:
+    from circuit_trace.integrations.files import (  # pyright: ignore[reportMissingImports]
+        load_scores as load_scores,
+    )
+    from circuit_trace.integrations.files import (  # pyright: ignore[reportMissingImports]
+        save_scores as save_scores,
+    )
     from circuit_trace.integrations.models import (  # pyright: ignore[reportMissingImports]
         load_model as load_model,
     )
@@ -57,6 +64,8 @@ _LATER = {
     "draw_difference": "circuit_trace.visualize",
     "net_viz": "circuit_trace.visualize",
     "load_model": "circuit_trace.integrations.models",
+    "load_scores": "circuit_trace.integrations.files",
+    "save_scores": "circuit_trace.integrations.files",
 }
 
 

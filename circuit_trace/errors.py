@@ -36,4 +36,8 @@ class FigureError(CircuitTraceError, ValueError):
 
 
 class FormatError(CircuitTraceError, ValueError):
-    """A file that is not what it should be: another format, damaged, or of a later version."""
+    """A file that is not what it should be, or cannot hold what it is asked to."""
+
+
+class FormatWarning(UserWarning):
+    """A file holds something that is not quite what this library means by it."""

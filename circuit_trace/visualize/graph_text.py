@@ -10,6 +10,7 @@ import html
 import re
 from collections.abc import Callable, Iterator
 
+from circuit_trace.text import dot_text, mermaid_text
 from circuit_trace.visualize.sankey import THEMES
 from circuit_trace.visualize.spec import Diagram, Link, Panel
 from circuit_trace.visualize.text import BREAK
@@ -97,14 +98,10 @@ def _plain(text: str) -> str:
     return html.unescape(re.sub("<[^>]*>", "", text.replace(BREAK, ", ")))
 
 
-MERMAIDS = {"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;", "%": "#37;", "`": "#96;"}
-"""Mermaid reads entities, quotes, markup, `%%{directives}%%` and Markdown in labels."""
-
-
 def _quoted(text: str) -> str:
     """Plain text for inside Mermaid's double quotes."""
-    return "".join(MERMAIDS.get(char, char) for char in _plain(text))
+    return mermaid_text(_plain(text))
 
 
 def _dot_text(text: str) -> str:
-    return _plain(text).replace("\\", "\\\\").replace('"', '\\"')
+    return dot_text(_plain(text))
