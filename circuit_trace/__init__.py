@@ -36,6 +36,7 @@ from circuit_trace.errors import MaskError as MaskError
 from circuit_trace.errors import NoTraceError as NoTraceError
 from circuit_trace.graph import DestNode as DestNode
 from circuit_trace.graph import Edge as Edge
+from circuit_trace.graph import Graph as Graph
 from circuit_trace.graph import SrcNode as SrcNode
 from circuit_trace.model import PatchableModel as PatchableModel
 from circuit_trace.model import wrap as wrap
@@ -43,6 +44,7 @@ from circuit_trace.plan import AblationType as AblationType
 from circuit_trace.plan import PruneScores as PruneScores
 from circuit_trace.plan import SourceOutputs as SourceOutputs
 from circuit_trace.trace import Trace as Trace
+from circuit_trace.trace import TraceDiff as TraceDiff
 
 if TYPE_CHECKING:
     from circuit_trace.integrations.files import (  # pyright: ignore[reportMissingImports]

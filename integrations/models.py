@@ -193,7 +193,7 @@ def _build_hooked(
         # 3.x announces that 4.x has no HookedTransformer: there we build a bridge.
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(
-            HookedTransformerConfig(**config, device="cpu", init_weights=False),
+            HookedTransformerConfig(**config, model_name=BUNDLED, device="cpu", init_weights=False),
             tokenizer=tokenizer,
         )
     model.load_state_dict({**dict(model.named_buffers()), **weights})

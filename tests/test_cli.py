@@ -1,25 +1,69 @@
 """The command line, as a person would type it."""
 
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
 import circuit_trace as ct
 from circuit_trace import cli
+from circuit_trace.demo.prompts import CLEAN, CORRUPT
 from circuit_trace.visualize import write
+
+EDGES = ["A1.0->Resid End", "MLP 0->A1.*.V = 0.5"]
+MASKS = {"A1.0->Resid End": 1.0, "MLP 0->A1.*.V": 0.5}
+
+Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def model() -> ct.PatchableModel:
+    return ct.wrap(ct.load_model("bundled"))
+
+
+@pytest.fixture(scope="module")
+def trace(model: ct.PatchableModel) -> ct.Trace:
+    return model.trace(CLEAN, corrupt=CORRUPT, edges=MASKS)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def no_browser(_figure: object, path: Path, _scale: float) -> None:
     raise ct.FigureError(write.NO_BROWSER.format(suffix=path.suffix))
 
 
+def run(capsys: Printed, *arguments: str) -> str:
+    """Run a command that works, and return what it prints."""
+    code = cli.main(arguments)
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
+
+
+def scores_of(model: ct.PatchableModel, path: str) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {module.name: module.shape for module in model.graph.modules}
+    scores = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    ct.save_scores(scores, path, format="eap_ig" if path.endswith(".json") else None)
+    return scores
+
+
 def test_demo_prints_the_table_and_names_the_files(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: Printed, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(write, "_write_image", no_browser)
-    assert cli.main(["demo", "--top", "3", "--out", "pics"]) == 0
-    printed = capsys.readouterr().out
+    printed = run(capsys, "demo", "--top", "3", "--out", "pics")
     header = next(line for line in printed.splitlines() if "current_norm" in line)
     assert header.split() == [
         "edge", "position", "token", "current_norm", "patched_norm", "cosine", "effect",
@@ -27,19 +71,199 @@ def test_demo_prints_the_table_and_names_the_files(
     assert "with these 3 edges patched" in printed
     assert "wrote pics/circuit.html" in printed
     assert "no PNG: Pictures such as .png" in printed
-    assert (tmp_path / "pics" / "circuit.html").exists()
+    assert (folder / "pics" / "circuit.html").exists()
+    assert len(ct.Trace.load(folder / "pics" / "circuit.trace").edges) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["demo", "--clean", "When Mary"], "must have as many tokens"),
-        (["demo", "--model", "no-such-model"], "no-such-model"),
-    ],
-)
-def test_what_does_not_fit_is_one_line_and_an_exit_code(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+def test_trace_prints_and_keeps_the_pass(capsys: Printed, trace: ct.Trace) -> None:
+    files = ["pass.trace", "pass.csv", "pass.html"]
+    printed = run(
+        capsys, "trace", "--clean", CLEAN, "--corrupt", CORRUPT, "--edges", *EDGES, "-o", *files
+    )
+    rows = [line.split()[0] for line in printed.splitlines() if "->" in line]
+    assert set(rows) == {"A1.0->Resid", "MLP"}
+    assert len(rows) == 5
+    assert printed.endswith("wrote pass.trace\nwrote pass.csv\nwrote pass.html\n")
+    kept = ct.Trace.load("pass.trace")
+    assert torch.equal(kept.logits, trace.logits)
+    assert list(pd.read_csv("pass.csv")["edge"]) == trace.table()["edge"].tolist()
+    assert "A1.0-\\u003eResid End" in Path("pass.html").read_text(encoding="utf-8")
+
+
+def test_trace_at_positions_with_heads_and_tokens(capsys: Printed) -> None:
+    printed = run(
+        capsys, "trace", "--clean", CLEAN, "--corrupt", CORRUPT, "--edges", "A1.0->Resid End @14",
+        "--nodes", "A0.1 @3 = 0.25", "--heads", "A1.*", "--direction", "Mary", "John", "--tokens", "1",
+        "--by", "mask", "--rows", "1", "-o", "x.trace",
+    )  # fmt: skip
+    header, row = printed.splitlines()[:2]
+    assert header.split()[-2:] == ["promotes", "suppresses"]
+    assert row.split()[:5] == ["A1.0->Resid", "End", "14", "to", "1.0"]
+    kept = ct.Trace.load("x.trace")
+    assert kept.heads == ("A1.0", "A1.1", "A1.2", "A1.3")
+    assert kept.edge("A0.1->MLP 0", 3).mask == 0.25
+    assert kept.edge("A0.1->MLP 0", 2).mask == 0
+
+
+def test_trace_patches_what_a_file_scores_highest(
+    capsys: Printed, model: ct.PatchableModel
 ) -> None:
+    scores = scores_of(model, "scores.json")
+    run(
+        capsys, "trace", "--clean", CLEAN, "--corrupt", CORRUPT, "--scores", "scores.json",
+        "--top-scores", "3", "-o", "x.trace",
+    )  # fmt: skip
+    patched = {edge.name for edge in ct.Trace.load("x.trace").edges}
+    every = model.trace(CLEAN).top(3, by="score", edges="*->*", scores=scores)
+    assert patched == set(every["edge"])
+
+
+def test_trace_with_an_ablation_needs_no_corrupt_prompt(capsys: Printed) -> None:
+    run(
+        capsys,
+        "trace",
+        "--clean",
+        CLEAN,
+        "--edges",
+        "A0.1->MLP 1",
+        "--ablation",
+        "zero",
+        "-o",
+        "z.trace",
+    )
+    assert ct.Trace.load("z.trace").patched.ablation is ct.AblationType.ZERO
+
+
+def test_show_a_trace(capsys: Printed, trace: ct.Trace) -> None:
+    trace.save("pass.trace")
+    printed = run(capsys, "show", "pass.trace")
+    about, table = printed.split("\n\n")
+    assert about.startswith("model    bundled (")
+    assert f"configuration {trace.about.config_hash}" in about
+    assert "prompt 0 <|endoftext|>|When|Mary|and|John" in about
+    assert "pass     1 × 15 tokens, 110 edges, 5 edges patched or named, resample" in about
+    assert len(table.strip().splitlines()) == 6
+
+
+def test_show_other_edges_of_a_trace(capsys: Printed, trace: ct.Trace) -> None:
+    trace.save("pass.trace")
+    asked = ["--edges", "A0.*->MLP 0", "--by", "cosine", "--rows", "2"]
+    printed = run(capsys, "show", "pass.trace", *asked, "-o", "all.csv")
+    assert "… the 2 largest by cosine of 4 edges" in printed
+    table = pd.read_csv("all.csv")
+    assert set(table["src"]) == {"A0.0", "A0.1", "A0.2", "A0.3"}
+    assert set(table["dest"]) == {"MLP 0"}
+
+
+def test_show_scores(capsys: Printed, model: ct.PatchableModel) -> None:
+    scores = scores_of(model, "scores.pkl")
+    printed = run(capsys, "show", "scores.pkl", "--rows", "1", "--edges", "*->Resid End")
+    end = scores["blocks.1.hook_resid_post"]
+    assert "scores of 11 sources and 27 destinations: 11 edges, 11 of them not 0" in printed
+    value, edge = printed.strip().splitlines()[-1].split(maxsplit=1)
+    assert edge == f"{model.srcs[int(end.abs().argmax())]}->Resid End"
+    assert float(value) == pytest.approx(float(end[end.abs().argmax()]), rel=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".html", ".svg", ".mmd"])
+def test_draw_scores_and_traces(
+    suffix: str,
+    capsys: Printed,
+    model: ct.PatchableModel,
+    trace: ct.Trace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[object] = []
+    monkeypatch.setattr(write, "_write_image", lambda figure, path, scale: drawn.append(figure))
+    scores_of(model, "scores.json")
+    trace.save("pass.trace")
+    for file in ("scores.json", "pass.trace"):
+        printed = run(capsys, "draw", file, "-o", f"x{suffix}", "--threshold", "0.4")
+        assert printed == f"wrote x{suffix}\n"
+        assert drawn or Path(f"x{suffix}").stat().st_size > 100
+    if suffix == ".svg":
+        assert len(drawn) == 2
+
+
+def test_draw_for_a_model(capsys: Printed, model: ct.PatchableModel) -> None:
+    Path("edges.json").write_text(json.dumps([["a0.h1", "a1.h2.q"], ["m1", "resid_post"]]))
+    run(capsys, "draw", "edges.json", "--model", "bundled", "-o", "x.json")
+    figure = json.loads(Path("x.json").read_text())
+    labels = [label.split("<br>")[0] for label in figure["data"][0]["link"]["label"]]
+    assert sorted(labels) == ["A0.1->A1.2.Q", "MLP 1->Resid End"]
+
+
+def test_convert_there_and_back(capsys: Printed, model: ct.PatchableModel) -> None:
+    scores = scores_of(model, "a.pkl")
+    steps = ["a.pkl", "b.json", "c.graphml", "d.dot", "e.mmd", "f.pkl"]
+    for here, there in itertools.pairwise(steps):
+        more = ["--format", "eap_ig"] if there.endswith(".json") else []
+        assert run(capsys, "convert", here, there, *more) == f"wrote {there}\n"
+    back = ct.load_scores("f.pkl")
+    assert all(torch.equal(back[name], score) for name, score in scores.items())
+
+
+def test_convert_a_circuit_and_without_positions(capsys: Printed) -> None:
+    model = ct.wrap(ct.load_model("bundled"), seq_len=15)
+    trace = model.trace(
+        CLEAN, corrupt=CORRUPT, edges={(3, "A0.1->MLP 1"): 1, (4, "A0.1->MLP 1"): 0.5}
+    )
+    trace.save("pass.trace")
+    run(capsys, "convert", "pass.trace", "sum.pkl", "--sum-positions")
+    assert ct.load_scores("sum.pkl")["blocks.1.hook_mlp_in"][2] == 1.5
+    run(capsys, "convert", "sum.pkl", "circuit.pth", "--threshold", "1.5")
+    assert ct.load_scores("circuit.pth")["blocks.1.hook_mlp_in"].tolist() == [0, 0, 1] + [0] * 7
+
+
+WRONG = {
+    "prompts of other lengths": (["demo", "--clean", "When Mary"], "must have as many tokens"),
+    "no such model": (["demo", "--model", "no-such-model"], "no-such-model"),
+    "no such edge": (
+        ["trace", "--clean", "When", "--corrupt", "and", "--edges", "A9.9->MLP 1"],
+        "Unknown source 'A9.9'",
+    ),
+    "no such mask": (
+        ["trace", "--clean", "When", "--corrupt", "and", "--edges", "A0.1->MLP 1 = half"],
+        "expected a number behind the =",
+    ),
+    "nothing to patch in": (
+        ["trace", "--clean", "When", "--edges", "A0.1->MLP 1"],
+        "Give --corrupt with a prompt, or --ablation zero.",
+    ),
+    "no such ablation": (
+        ["trace", "--clean", "When", "--ablation", "none"],
+        "one of resample, zero",
+    ),
+    "no such extension": (
+        ["trace", "--clean", "When", "-o", "x.xyz"],
+        "extensions that work are .trace",
+    ),
+    "no such file": (["show", "none.trace"], "none.trace"),
+    "no such scores": (["draw", "none.json", "-o", "x.html"], "No such file"),
+    "not scores": (["show", "text.json"], "text.json"),
+    "not a trace": (["show", "text.trace"], "text.trace"),
+    "no such column": (["trace", "--clean", "When", "--by", "x"], "by must be a column of numbers"),
+    "no such prompt": (["trace", "--clean", "When", "--batch", "3"], "batch_idx=3 is outside"),
+    "a picture of scores by show": (["show", "scores.pkl", "-o", "x.html"], "circuit-trace draw"),
+    "no positions to sum": (["convert", "scores.pkl", "x.pkl", "--sum-positions"], "have none"),
+    "a format of another extension": (["convert", "scores.pkl", "x.json"], "choose by format="),
+    "a model of another shape": (
+        ["draw", "gpt2.json", "--model", "bundled", "-o", "x.html"],
+        "12 layers",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_one_line_and_an_exit_code(
+    case: str, capsys: Printed, model: ct.PatchableModel
+) -> None:
+    arguments, message = WRONG[case]
+    for name in ("text.json", "text.trace"):
+        Path(name).write_text("hello")
+    scores_of(model, "scores.pkl")
+    config = {"n_layers": 12, "n_heads": 12, "parallel_attn_mlp": False, "d_model": 768}
+    Path("gpt2.json").write_text(json.dumps({"cfg": config, "nodes": {}, "edges": {}}))
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("circuit-trace: ")
@@ -48,10 +272,20 @@ def test_what_does_not_fit_is_one_line_and_an_exit_code(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["demo", "--top", "0"], ["demo", "--top", "x"], ["no-such-command"]]
+    "arguments",
+    [
+        [],
+        ["demo", "--top", "0"],
+        ["demo", "--top", "x"],
+        ["no-such-command"],
+        ["draw", "x.json"],
+        ["trace"],
+        ["trace", "--clean", "x", "--batch", "-1"],
+        ["draw", "x", "-o", "y", "--theme", "z"],
+    ],
 )
 def test_what_cannot_be_parsed_exits_with_two_and_the_usage(
-    capsys: pytest.CaptureFixture[str], arguments: list[str]
+    capsys: Printed, arguments: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -59,8 +293,34 @@ def test_what_cannot_be_parsed_exits_with_two_and_the_usage(
     assert "usage: circuit-trace" in capsys.readouterr().err
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "taught"),
+    [
+        (["--help"], "circuit-trace convert scores.pt scores.json"),
+        (["demo", "--help"], "circuit-trace demo --model gpt2"),
+        (["trace", "--help"], '"A5.*->MLP *"'),
+        (["show", "--help"], 'show pass.trace --edges "*->A1.0.*"'),
+        (["draw", "--help"], "circuit-trace draw scores.json -o circuit.html"),
+        (["convert", "--help"], "--format eap_ig | edge_pruning"),
+    ],
+)
+def test_help_teaches(capsys: Printed, arguments: list[str], taught: str) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(["demo", "--help"])
+        cli.main(arguments)
     assert caught.value.code == 0
-    assert "circuit-trace demo --model gpt2" in capsys.readouterr().out
+    assert taught in capsys.readouterr().out
+
+
+def test_a_reader_that_closes_early_is_no_error(trace: ct.Trace) -> None:
+    trace.save("pass.trace")
+    command = "import sys; from circuit_trace.cli import main; sys.exit(main())"
+    show = subprocess.Popen(
+        [sys.executable, "-c", command, "show", "pass.trace", "--edges", "*->*", "--rows", "110"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert show.stdout is not None
+    assert show.stderr is not None
+    show.stdout.close()
+    assert show.wait(timeout=60) == 0
+    assert show.stderr.read() == b""

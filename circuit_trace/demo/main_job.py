@@ -42,6 +42,7 @@ class Report:
     table: pd.DataFrame
     differences: dict[str, float]
     n_passes: int
+    saved: Path
     html: Path
     explorer: Path
     png: Path | None
@@ -113,7 +114,9 @@ def run_demo(
     table = trace.table()
     table["effect"] = [effects[str(edge)] for edge in trace.edges]
     table = table.sort_values("effect", key=abs, ascending=False, ignore_index=True)
-    html, png, page = (folder / n for n in ("circuit.html", "circuit.png", "explorer.html"))
+    names = ("circuit.trace", "circuit.html", "circuit.png", "explorer.html")
+    saved, html, png, page = (folder / name for name in names)
+    trace.save(saved)
     trace.draw(file_path=html)
     trace.explore(direction=task.answers, file_path=page)
     why_no_png = None
@@ -122,7 +125,7 @@ def run_demo(
     except FigureError as error:
         why_no_png = str(error)
     drawn = None if why_no_png else png
-    return Report(trace, table, differences, task.n_passes, html, page, drawn, why_no_png)
+    return Report(trace, table, differences, task.n_passes, saved, html, page, drawn, why_no_png)
 
 
 def _answer_token(model: PatchableModel, word: str) -> int:

@@ -12,6 +12,7 @@ from circuit_trace.trace.numbers import BatchIdx as BatchIdx
 from circuit_trace.trace.numbers import EdgeNumbers as EdgeNumbers
 from circuit_trace.trace.numbers import edge_numbers as edge_numbers
 from circuit_trace.trace.table import edge_table as edge_table
+from circuit_trace.trace.table import top_rows as top_rows
 from circuit_trace.trace.trace import DestFlow as DestFlow
 from circuit_trace.trace.trace import EdgeFlow as EdgeFlow
 from circuit_trace.trace.trace import Trace as Trace

@@ -59,7 +59,7 @@ PANEL_SIZE = (700.0, 300.0)
 
 
 def draw_seq_graph(
-    model: PatchableModel | Trace,
+    model: PatchableModel | Trace | Graph,
     prune_scores: PruneScores | None = None,
     score_threshold: float = 0.01,
     show_all_seq_pos: bool = False,
@@ -94,7 +94,7 @@ def draw_seq_graph(
     ('A1.0->Resid End', (1.0,))
 
     Args:
-        model: A wrapped model, whose last trace is drawn, or a `Trace`.
+        model: A wrapped model, whose last trace is drawn, or a `Trace`; for scores a `Graph` will do.
         prune_scores: Scores to draw instead of the trace's masks.
         score_threshold: The smallest |mask| or |score| that is shown.
         show_all_seq_pos: Show positions without an edge too.
@@ -190,7 +190,7 @@ def present(diagram: Diagram, colors: Theme, display_ipython: bool, file: File |
 
 
 def net_viz(
-    model: PatchableModel | Trace,
+    model: PatchableModel | Trace | Graph,
     seq_edges: Iterable[Edge],
     prune_scores: PruneScores | None,
     vert_interval: tuple[float, float],
@@ -217,7 +217,7 @@ def net_viz(
     (11, 6)
 
     Args:
-        model: A wrapped model, whose last trace is drawn, or a `Trace`.
+        model: A wrapped model, whose last trace is drawn, or a `Trace`; for scores a `Graph` will do.
         seq_edges: The edges to choose from; those of another position are left out.
         prune_scores: As in `draw_seq_graph`; None draws the last patched pass.
         vert_interval: The diagram's place in the figure's height, bottom and top, from 0 to 1.

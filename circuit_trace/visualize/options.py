@@ -78,11 +78,15 @@ def check_options(score_threshold: float, orientation: str) -> None:
 
 
 def source(
-    model: PatchableModel | Trace, prune_scores: PruneScores | None
+    model: PatchableModel | Trace | Graph, prune_scores: PruneScores | None
 ) -> tuple[Graph, Trace | None]:
     """The graph to draw on and, where there is one, the trace."""
     if isinstance(model, Trace):
         return model.graph, model
+    if isinstance(model, Graph):
+        if prune_scores is None:
+            raise FigureError("A graph alone has nothing to draw: give prune_scores, or a Trace.")
+        return model, None
     if not isinstance(getattr(model, "graph", None), Graph):
         raise FigureError(
             f"Expected a wrapped model (ct.wrap) or a Trace to draw; got {type(model).__name__}."

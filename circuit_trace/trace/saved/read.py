@@ -298,17 +298,18 @@ def _heads(
 ) -> dict[str, dict[HeadTensor, Tensor]]:
     """How the heads that were asked for attended."""
     known = {src.name for src in current.srcs if src.kind == "attention"}
+    # After cached tokens there are more keys than positions.
+    n_positions: dict[HeadTensor, int | None] = dict.fromkeys(get_args(HeadTensor))
+    n_positions |= {"pattern": current.seq, "q": current.seq, "rot_q": current.seq}
     found: dict[str, dict[HeadTensor, Tensor]] = {}
     for name, shown in item.pairs():
-        if name not in known:
-            shown.refuse(f"nothing, as the graph has no head {name!r}")
-        found[name] = {}
-        for what, one in shown.pairs():
-            if what not in get_args(HeadTensor):
-                one.refuse(f"one of {', '.join(get_args(HeadTensor))}, not {what!r}")
-            # After cached tokens there are more keys than positions.
-            n_positions = current.seq if what in ("pattern", "q", "rot_q") else None
-            found[name][what] = tensors.take(one, FLOATS, (current.batch, n_positions, None))
+        if name not in known or not {what for what, _ in shown.pairs()} <= set(n_positions):
+            shown.refuse(f"tensors of a head, some of {', '.join(n_positions)}")
+        found[name] = {
+            what: tensors.take(shown[what], FLOATS, (current.batch, n, None))
+            for what, n in n_positions.items()
+            if what in shown.value
+        }
     return found
 
 

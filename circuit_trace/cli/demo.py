@@ -1,14 +1,13 @@
-"""The command line: `circuit-trace demo` does the main job once, on the bundled or any model."""
+"""`circuit-trace demo`: the main job once, on the bundled or any model."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from circuit_trace.errors import CircuitTraceError
+from circuit_trace.cli.options import COMMAND, MODEL, count
 
 EPILOG = """\
 examples:
@@ -18,30 +17,8 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns 0, or 1 with a one-line message where something does not fit."""
-    options = _parser().parse_args(arguments)
-    try:
-        return options.run(options)
-    except CircuitTraceError as error:
-        print(f"circuit-trace: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("circuit-trace: interrupted", file=sys.stderr)
-        return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="circuit-trace",
-        description="See what flows along the edges of a transformer while it runs patched.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"circuit-trace {version('circuit-trace')}"
-    )
-    commands = parser.add_subparsers(metavar="command", required=True)
+def add_to(commands: Any) -> None:
+    """Add the command."""
     demo = commands.add_parser(
         "demo",
         help="find, patch and draw the edges that move a name to the end of a sentence",
@@ -49,33 +26,26 @@ def _parser() -> argparse.ArgumentParser:
             "Trace a clean prompt against one with the names swapped: patch each edge alone, "
             "measure the change of the logit difference between the two answers, patch the "
             "strongest edges together, and write their per-token circuit as circuit.html and "
-            "circuit.png, and as explorer.html, a page to click through."
+            "circuit.png, as explorer.html, a page to click through, and as circuit.trace, the record."
         ),
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **COMMAND,
     )
-    demo.add_argument("--model", default="bundled", help="'bundled' or a TransformerLens name")
+    demo.add_argument("--model", default="bundled", help=MODEL)
     demo.add_argument("--clean", help="the prompt that is run")
     demo.add_argument("--corrupt", help="the prompt that is patched in, as many tokens long")
     demo.add_argument(
         "--answers", nargs=2, metavar=("RIGHT", "WRONG"), help="the next token of each prompt"
     )
-    demo.add_argument("--top", type=_count, default=16, help="edges to patch together (default 16)")
+    demo.add_argument("--top", type=count, default=16, help="edges to patch together (default 16)")
     demo.add_argument(
         "--out", type=Path, default=Path("out"), help="folder to write to (default out)"
     )
-    demo.set_defaults(run=_demo)
-    return parser
+    demo.set_defaults(run=run)
 
 
-def _count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text!r}")
-    return value
-
-
-def _demo(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Do the main job, print its table, and name the files."""
     # Imported here so that --help answers at once.
     from circuit_trace.demo.main_job import run_demo
     from circuit_trace.demo.prompts import BUNDLED, PRETRAINED, Prompts
@@ -104,8 +74,11 @@ def _demo(options: argparse.Namespace) -> int:
         f"these {len(report.table)} edges patched {patched:+.2f}\n"
         f"effect: its change when the edge is patched alone ({report.n_passes} passes)\n"
     )
-    files = [report.html, *([report.png] if report.png else []), report.explorer]
-    print(f"wrote {', '.join(map(str, files[:-1]))} and {files[-1]}, a page to click through")
+    files = [report.html, *([report.png] if report.png else [])]
+    print(
+        f"wrote {', '.join(map(str, files))}; {report.explorer}, a page to click through; and "
+        f"{report.saved}, the record (circuit-trace show {report.saved})"
+    )
     if report.no_png:
         print(f"no PNG: {report.no_png}")
     return 0

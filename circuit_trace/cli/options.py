@@ -1,0 +1,216 @@
+"""Arguments that several commands take, and how they are read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuit_trace.errors import FormatError, InputError
+from circuit_trace.files import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from circuit_trace.graph import Graph
+    from circuit_trace.model import PatchableModel
+    from circuit_trace.plan import PruneScores
+    from circuit_trace.trace import Trace
+
+COMMAND: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+"""How help is laid out, and that an option is written in full."""
+
+PICTURES = (".html", ".json", ".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".mmd", ".dot")
+"""What pictures can be written as."""
+
+MODEL = "'bundled' or any TransformerLens name, such as gpt2 (needs a network)"
+
+
+def count(text: str) -> int:
+    """A whole number, 1 or more."""
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text!r}")
+    return value
+
+
+def index(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
+    return int(text)
+
+
+def size(text: str) -> float:
+    """A number, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number, 0 or more, got {text!r}")
+    return value
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """What a picture looks like."""
+    looks = parser.add_argument_group("the picture")
+    looks.add_argument("--threshold", type=size, default=0.01, help="smallest |value| drawn (0.01)")
+    looks.add_argument("--max-edges", type=count, default=500, help="at most so many edges (500)")
+    looks.add_argument(
+        "--orientation", choices=("h", "v"), default="h", help="left to right, or down"
+    )
+    looks.add_argument("--theme", choices=("light", "dark"), default="light")
+    looks.add_argument(
+        "--layer-spacing", action="store_true", help="every node at its layer's place"
+    )
+    looks.add_argument("--table", action="store_true", help="list every edge below the diagrams")
+    looks.add_argument("--page-width", type=size, metavar="INCHES", help="of a .pdf or .svg")
+
+
+def picture(options: argparse.Namespace) -> dict[str, Any]:
+    """These options as `draw_seq_graph` takes them."""
+    names = ("max_edges", "orientation", "theme", "layer_spacing", "table", "page_width")
+    chosen = {name: getattr(options, name) for name in names}
+    return {**chosen, "score_threshold": options.threshold, "display_ipython": False}
+
+
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    """What of a file of scores is meant."""
+    parser.add_argument(
+        "--model", help=f"the model that the scores are of: {MODEL}; most files say"
+    )
+    parser.add_argument(
+        "--select",
+        metavar="NAME",
+        help="which scores of a file that holds several, as task/algorithm",
+    )
+    parser.add_argument(
+        "--in-graph",
+        action="store_true",
+        help="the edges that the file says are in the circuit, not their scores",
+    )
+
+
+def read_scores(path: Path, options: argparse.Namespace) -> tuple[PruneScores, Graph]:
+    """The scores of a file, or a saved trace's masks, and the graph that they are of."""
+    from circuit_trace.integrations.files import (  # pyright: ignore[reportMissingImports]
+        load_scores,
+    )
+    from circuit_trace.integrations.flat import (  # pyright: ignore[reportMissingImports]
+        graph_for,
+    )
+
+    if is_trace(path):
+        trace = read_trace(path)
+        return trace.masks, trace.graph
+    chosen = {
+        "in_graph": options.in_graph,
+        "select": options.select and tuple(options.select.split("/")),
+    }
+    model = wrapped(options.model) if options.model else None
+    try:
+        scores = load_scores(path, **chosen)
+        graph = graph_for(scores, None)
+    except FormatError:
+        if model is None:
+            raise
+        return load_scores(path, model, **chosen), model.graph
+    if model is None:
+        return scores, graph
+    if graph.seq_len is not None:
+        model = at_positions(model, graph.seq_len)
+    return load_scores(path, model, **chosen), model.graph
+
+
+def wrapped(name: str) -> PatchableModel:
+    """The model of that name, loaded and wrapped."""
+    import circuit_trace as ct
+
+    return ct.wrap(ct.load_model(name))
+
+
+def at_positions(model: PatchableModel, seq_len: int) -> PatchableModel:
+    """The same model with so many token positions told apart."""
+    import circuit_trace as ct
+
+    return ct.wrap(model.wrapped_model, seq_len=seq_len, verify=False)
+
+
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """Which rows of a trace's table are printed, and what of them."""
+    rows = parser.add_argument_group("the table")
+    rows.add_argument("--rows", type=count, default=20, help="at most so many, the strongest (20)")
+    rows.add_argument("--by", metavar="COLUMN", help="what they are ranked by (delta_norm)")
+    rows.add_argument("--batch", type=index, default=0, help="which prompt of the batch (0)")
+    rows.add_argument(
+        "--direction",
+        nargs=2,
+        metavar=("TOKEN", "OTHER"),
+        help="add projections on a logit difference",
+    )
+    rows.add_argument("--tokens", type=count, default=0, help="add so many tokens that Δ promotes")
+
+
+def table_of(trace: Trace, options: argparse.Namespace, edges: Any = None) -> pd.DataFrame:
+    """The rows of a trace's table that are asked for."""
+    direction = tuple(options.direction) if options.direction else None
+    return trace.table(edges, batch_idx=options.batch, direction=direction, n_tokens=options.tokens)
+
+
+def print_table(trace: Trace, options: argparse.Namespace, edges: Any = None) -> None:
+    """Print a trace's table: the strongest of its rows."""
+    from circuit_trace.trace import top_rows
+
+    by = options.by or ("delta_norm" if trace.patched is not None else "current_norm")
+    table = table_of(trace, options, edges)
+    shown = top_rows(table, options.rows, by)
+    shown = shown.drop(columns=["src", "dest", "layer", "head", "dest_layer", "dest_head"])
+    empty = [name for name in shown.columns if shown[name].isna().all()]
+    text = shown.drop(columns=empty).round(3).to_string(index=False)
+    print(text)
+    if len(table) > len(shown):
+        print(f"… the {len(shown)} largest by {by} of {len(table):,} edges (--rows, --by)")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
+
+
+def read_trace(path: Path) -> Trace:
+    """A saved trace."""
+    from circuit_trace.trace import Trace
+
+    return Trace.load(path)
+
+
+def is_trace(path: Path) -> bool:
+    """Whether a file is a saved trace: by its name, or as safetensors begin."""
+    if path.suffix.lower() == ".trace":
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        # Eight bytes say how long the JSON behind them is.
+        return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    except OSError:
+        return False
+
+
+def check_out(paths: list[Path], suffixes: tuple[str, ...]) -> None:
+    """Raise InputError where something would be written that no extension stands for; before the
+    work is done."""
+    for path in paths:
+        if path.suffix.lower() not in suffixes:
+            raise InputError(
+                f"Cannot write {str(path)!r}: the extensions that work are {', '.join(suffixes)}."
+            )

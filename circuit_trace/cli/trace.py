@@ -1,0 +1,166 @@
+"""`circuit-trace trace`: one patched pass, as a table, a record to keep, and pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuit_trace.cli.options import (
+    COMMAND,
+    MODEL,
+    PICTURES,
+    add_picture_options,
+    add_table_options,
+    at_positions,
+    check_out,
+    count,
+    picture,
+    print_table,
+    table_of,
+    wrapped,
+    write_text,
+)
+from circuit_trace.errors import InputError
+from circuit_trace.plan import AblationType, flat_scores
+
+if TYPE_CHECKING:
+    from circuit_trace.model import PatchableModel
+    from circuit_trace.trace import Trace
+
+EPILOG = """\
+an edge is written
+  A5.2->A7.1.Q          a source and a destination: Resid Start, A5.2, MLP 3; A7.1.Q, MLP 7, Resid End
+  "A5.*->MLP *"         with globs, many (quote it: the shell reads * and >)
+  "a5.h2->a7.h1<q>"     as EAP-IG writes it
+  "A5.2->A7.1.Q @3"     at one token position
+  "A5.2->A7.1.Q = 0.5"  half way between current and patched
+
+examples:
+  circuit-trace trace --clean "When Mary and John went to the store , John gave a drink to" \\
+    --corrupt "When John and Mary went to the store , Mary gave a drink to" \\
+    --edges "A1.0->Resid End" "MLP 0->A1.0.V = 0.5" -o pass.trace circuit.html
+  circuit-trace trace --model gpt2 --clean "…" --corrupt "…" --scores scores.pt --top-scores 20 \\
+    -o circuit.pdf
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "trace",
+        help="patch edges in one forward pass; print, keep and draw what flowed along them",
+        description=(
+            "Run the clean prompt with some edges patched from the corrupt one, print a row for each "
+            "edge, and write the record (.trace, for `circuit-trace show` and ct.Trace.load), tables "
+            "(.csv) and pictures. Without edges nothing is patched: the pass is only recorded."
+        ),
+        epilog=EPILOG,
+        **COMMAND,
+    )
+    parser.add_argument("--model", default="bundled", help=MODEL)
+    parser.add_argument("--clean", required=True, nargs="+", metavar="PROMPT", help="what is run")
+    parser.add_argument(
+        "--corrupt", nargs="+", metavar="PROMPT", help="what is patched in, as many tokens long"
+    )
+    parser.add_argument("--edges", nargs="+", default=[], metavar="EDGE", help="what is patched")
+    parser.add_argument(
+        "--nodes", nargs="+", default=[], metavar="NODE", help="sources all of whose edges are"
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FILE",
+        help="patch the edges that another tool scored highest",
+    )
+    parser.add_argument("--top-scores", type=count, default=20, help="so many of them (20)")
+    parser.add_argument(
+        "--ablation",
+        default="resample",
+        help="resample (the corrupt prompt, the default), zero, batch_tokenwise_mean, …",
+    )
+    parser.add_argument(
+        "--positions", action="store_true", help="tell token positions apart, a diagram for each"
+    )
+    parser.add_argument(
+        "--heads", nargs="+", metavar="HEAD", help="heads whose attention is kept too, such as A1.*"
+    )
+    parser.add_argument(
+        "-o", "--out", nargs="+", type=Path, default=[], metavar="FILE",
+        help="write x.trace, x.csv, or a picture: " + ", ".join(PICTURES),
+    )  # fmt: skip
+    add_table_options(parser)
+    add_picture_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trace the pass; print its table and write the files."""
+    check_out(options.out, (".trace", ".csv", *PICTURES))
+    ablation = _ablation(options.ablation)
+    edges = dict(map(_masked, options.edges))
+    nodes = dict(map(_masked, options.nodes))
+    is_patched = bool(edges or nodes or options.scores)
+    if is_patched and options.corrupt is None and ablation is AblationType.RESAMPLE:
+        raise InputError(
+            "What is to be patched in? Give --corrupt with a prompt, or --ablation zero."
+        )
+    model = wrapped(options.model)
+    if options.positions or any("@" in name for name in (*edges, *nodes)):
+        model = at_positions(model, model.to_tokens(options.clean[0]).shape[1])
+    if options.scores is not None:
+        edges |= _highest(options, model)
+    trace = model.trace(
+        options.clean,
+        corrupt=options.corrupt,
+        edges=edges or None,
+        nodes=nodes or None,
+        ablation=ablation,
+        heads=options.heads,
+    )
+    print_table(trace, options)
+    write(trace, options)
+    return 0
+
+
+def write(trace: Trace, options: argparse.Namespace, edges: Any = None) -> None:
+    """Write a trace to every file that is asked for, each in the way that its extension says."""
+    for path in options.out:
+        if path.suffix == ".trace":
+            trace.save(path)
+        elif path.suffix == ".csv":
+            write_text(path, table_of(trace, options, edges).to_csv(index=False))
+        else:
+            trace.draw(file_path=path, batch_idx=options.batch, **picture(options))
+        print(f"wrote {path}")
+
+
+def _ablation(name: str) -> AblationType:
+    known = {str(one).replace(" ", "_"): one for one in AblationType}
+    asked = name.lower().replace(" ", "_").replace("-", "_")
+    if asked not in known:
+        raise InputError(f"--ablation must be one of {', '.join(known)}; got {name!r}.")
+    return known[asked]
+
+
+def _masked(text: str) -> tuple[str, float]:
+    """An edge and its mask, `A5.2->A7.1.Q = 0.5`."""
+    name, equals, mask = text.partition("=")
+    try:
+        return name.strip(), float(mask) if equals else 1.0
+    except ValueError:
+        raise InputError(
+            f"Cannot read the mask in {text!r}: expected a number behind the =, as in "
+            "'A5.2->A7.1.Q = 0.5'."
+        ) from None
+
+
+def _highest(options: argparse.Namespace, model: PatchableModel) -> dict[str, float]:
+    """The edges of the highest |score| in a file, by name."""
+    from circuit_trace.integrations.files import (  # pyright: ignore[reportMissingImports]
+        load_scores,
+    )
+
+    flat = flat_scores(model.graph, load_scores(options.scores, model))
+    strongest = flat.abs().topk(min(options.top_scores, len(flat))).indices.tolist()
+    return {str(model.graph.edge_at(number)): 1.0 for number in strongest if flat[number] != 0}
