@@ -18,32 +18,24 @@ AUTO_CIRCUIT.md, beside this folder, says what is called what, and what differs.
 
 from typing import Any
 
+from tqdm.auto import tqdm as tqdm
+
 from circuit_trace.model import OutputSlice as OutputSlice
 from circuit_trace.plan import AblationType as AblationType
 from circuit_trace.plan import PruneScores as PruneScores
 from circuit_trace.visualize import draw_seq_graph as draw_seq_graph
 from circuit_trace.visualize import net_viz as net_viz
 
-from .ablations import (
-    batch_src_ablations as batch_src_ablations,
-)
+from .ablations import batch_src_ablations as batch_src_ablations
 from .ablations import src_ablations as src_ablations
 from .absent import AbsentError as AbsentError
 from .absent import why_absent as _why_absent
 from .answers import Measurements as Measurements
-from .answers import (
-    batch_answer_diff_percents as batch_answer_diff_percents,
-)
+from .answers import batch_answer_diff_percents as batch_answer_diff_percents
 from .answers import batch_answer_diffs as batch_answer_diffs
-from .answers import (
-    batch_avg_answer_diff as batch_avg_answer_diff,
-)
-from .answers import (
-    batch_avg_answer_val as batch_avg_answer_val,
-)
-from .answers import (
-    measure_answer_diff as measure_answer_diff,
-)
+from .answers import batch_avg_answer_diff as batch_avg_answer_diff
+from .answers import batch_avg_answer_val as batch_avg_answer_val
+from .answers import measure_answer_diff as measure_answer_diff
 from .answers import measure_answer_val as measure_answer_val
 from .answers import measure_kl_div as measure_kl_div
 from .answers import multibatch_kl_div as multibatch_kl_div
@@ -56,13 +48,10 @@ from .data import PromptDataLoader as PromptDataLoader
 from .data import PromptDataset as PromptDataset
 from .data import PromptPair as PromptPair
 from .data import PromptPairBatch as PromptPairBatch
-from .load import (
-    load_datasets_from_json as load_datasets_from_json,
-)
+from .data import collate_fn as collate_fn
+from .load import load_datasets_from_json as load_datasets_from_json
 from .load import load_tl_model as load_tl_model
-from .load import (
-    repo_path_to_abs_path as repo_path_to_abs_path,
-)
+from .load import repo_path_to_abs_path as repo_path_to_abs_path
 from .model import PatchableModel as PatchableModel
 from .model import PatchWrapper as PatchWrapper
 from .model import module_by_name as module_by_name
@@ -81,9 +70,7 @@ from .scores import TestEdges as TestEdges
 from .scores import desc_prune_scores as desc_prune_scores
 from .scores import edge_counts_util as edge_counts_util
 from .scores import flat_prune_scores as flat_prune_scores
-from .scores import (
-    prune_scores_threshold as prune_scores_threshold,
-)
+from .scores import prune_scores_threshold as prune_scores_threshold
 
 PatchWrapperImpl = PatchWrapper
 

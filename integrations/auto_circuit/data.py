@@ -98,7 +98,7 @@ class PromptDataLoader(DataLoader[PromptPair]):
     ) -> None:
         if kv_cache is not None and diverge_idx == 0:
             raise InputError("A kv_cache holds a prefix: diverge_idx must say its length, not 0.")
-        super().__init__(prompt_dataset, **kwargs, drop_last=True, collate_fn=_collate)
+        super().__init__(prompt_dataset, **kwargs, drop_last=True, collate_fn=collate_fn)
         self.seq_len = seq_len
         self.diverge_idx = diverge_idx
         self.kv_cache = kv_cache
@@ -106,7 +106,8 @@ class PromptDataLoader(DataLoader[PromptPair]):
         self.word_idxs = dict(word_idxs or {})
 
 
-def _collate(pairs: list[PromptPair]) -> PromptPairBatch:
+def collate_fn(pairs: list[PromptPair]) -> PromptPairBatch:
+    """Make a batch of some pairs."""
     lengths = {len(prompt) for pair in pairs for prompt in (pair.clean, pair.corrupt)}
     if len(lengths) > 1:
         raise InputError(

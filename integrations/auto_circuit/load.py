@@ -41,7 +41,9 @@ def load_tl_model(name: str, device: torch.device | str) -> Any:
     model: Any = load_model(name)
     if name != BUNDLED and available_kinds()[0] == "bridge":
         model.enable_compatibility_mode(disable_warnings=True)
-    return model.to(device).eval().requires_grad_(False)
+    if torch.device(model.cfg.device) != torch.device(device):
+        model.to(device)  # a HookedTransformer announces each move in print
+    return model.eval().requires_grad_(False)
 
 
 def repo_path_to_abs_path(path: str | Path) -> Path:

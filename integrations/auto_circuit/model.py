@@ -119,10 +119,11 @@ class PatchableModel(nn.Module):
             raise AttributeError(name)
         if name in self._modules:
             return self._modules[name]
-        if (why := why_absent(name)) is not None:
-            raise AttributeError(why)
         self._sync()
-        return getattr(self.engine, name)
+        try:
+            return getattr(self.engine, name)
+        except AttributeError as error:
+            raise AttributeError(why_absent(name) or str(error)) from None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the wrapped model, behind the cached prefix where there is one."""

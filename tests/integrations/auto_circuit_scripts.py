@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -116,7 +118,8 @@ results = {
     "masked": {e.name: e.patch_mask(model)[e.patch_idx].item() for e in by_name},
     "in all": [chosen <= model.edges, len(model.edges - chosen), len(model.edge_dict[None])],
     "sources": {s.src_idx: (s.name, s.module_name, s.layer, s.head_idx, s.head_dim) for s in model.srcs},
-    "dests": {d.name: (d.module_name, d.layer, d.head_idx, d.head_dim, d.min_src_idx) for d in model.dests},
+    "dests": {d.name: (d.module_name, d.layer, d.head_idx, d.head_dim) for d in model.dests},
+    "first sources": {d.name: d.min_src_idx for d in model.dests},
     "nodes": len(model.nodes),
     "own edge": Edge(by_name[5].src, by_name[5].dest) == by_name[5],
     "numbers": [model.seq_dim, model.seq_len],
@@ -414,3 +417,79 @@ def write_dataset(path: Path) -> Path:
     content = {"seq_labels": words, "word_idxs": {"IO": 1, "end": 13}, "prompts": prompts}
     path.write_text(json.dumps(content))
     return path
+
+
+def links_of(diagrams: Any) -> list[tuple[str, str, float]]:
+    """What diagrams draw: the first and last lines of a link's label, its edge and its score or mask,
+    and its width. auto-circuit's ghost links, which keep nodes in place, have no label."""
+    return sorted(
+        (label.split("<br>")[0], _number(label.split("<br>")[-1]), value)
+        for diagram in diagrams
+        for label, value in zip(diagram.link.label, diagram.link.value, strict=True)
+        if label
+    )
+
+
+def _number(line: str) -> str:
+    return line.replace("score ", "").replace("mask ", "")
+
+
+def fingerprint(results: dict[str, Any]) -> dict[str, float]:
+    """A few numbers for each result: how many numbers it holds, their mean, norm, and a sum that
+    depends on their order; and a checksum of its texts."""
+    found = {}
+    for key, value in results.items():
+        numbers, texts = _parts(value)
+        row = torch.tensor(numbers, dtype=torch.float64)
+        wave = torch.cos(torch.arange(len(row), dtype=torch.float64))
+        found[f"{key}: numbers"] = float(len(row))
+        if numbers:
+            found[f"{key}: mean"] = row.mean().item()
+            found[f"{key}: norm"] = row.norm().item() / len(row) ** 0.5
+            found[f"{key}: wave"] = (row * wave).mean().item()
+        found[f"{key}: texts"] = float(crc32(" ".join(texts).encode()))
+    return found
+
+
+def _parts(value: Any) -> tuple[list[float], list[str]]:
+    """The numbers and the texts of a result of any kind, in an order of their own."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().double().flatten().tolist(), []
+    if isinstance(value, str):
+        return [], [value]
+    if isinstance(value, bool | int | float):
+        return [float(value)], []
+    if isinstance(value, slice) or value is None:
+        return [], [str(value)]
+    if hasattr(value, "data"):
+        return _parts(list(value.data))
+    if isinstance(value, Mapping):
+        pairs = sorted(((str(key), one) for key, one in value.items()), key=lambda pair: pair[0])
+        return _joined([part for pair in pairs for part in pair])
+    if value and hasattr(value[0], "link"):
+        return _joined([text for link in links_of(value) for text in link[:2]])
+    return _joined(list(value))
+
+
+def _joined(values: list[Any]) -> tuple[list[float], list[str]]:
+    parts = [_parts(value) for value in values]
+    return [n for numbers, _ in parts for n in numbers], [t for _, texts in parts for t in texts]
+
+
+GOLDEN = Path(__file__).parent / "golden" / "auto_circuit.json"
+"""What auto-circuit itself computes; `python -m tests.peer.test_drop_in` writes it."""
+
+
+def golden(name: str) -> dict[str, float]:
+    """The fingerprint of what auto-circuit computes with the script of that name."""
+    return json.loads(GOLDEN.read_text())[name]
+
+
+def write_golden(found: dict[str, dict[str, float]]) -> None:
+    """Write what auto-circuit computes for all scripts."""
+    rounded = {
+        name: {key: float(f"{number:.10g}") for key, number in one.items()}
+        for name, one in found.items()
+    }
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps(rounded, indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,10 +15,14 @@ from torch.testing import assert_close
 from circuit_trace.integrations.models import load_bundled_model
 from tests.integrations.auto_circuit_scripts import (
     SCRIPTS,
+    fingerprint,
     flagged_copy,
+    golden,
+    links_of,
     run,
     with_our_imports,
     write_dataset,
+    write_golden,
 )
 
 if not os.environ.get("CIRCUIT_TRACE_REQUIRE_PEER"):
@@ -30,14 +35,19 @@ LIVE_WIDTH = 0.8
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_same_results(name: str, tmp_path: Path) -> None:
-    script = SCRIPTS[name]
-    dataset = write_dataset(tmp_path / "prompts.json")
-    is_split = "separate_qkv=False" not in script
-    theirs = run(script, flagged_copy(load_bundled_model(), is_split), dataset)
-    ours = run(with_our_imports(script), load_bundled_model(), dataset)
+    theirs = results_of_the_peer(name, tmp_path)
+    dataset = tmp_path / "prompts.json"
+    ours = run(with_our_imports(SCRIPTS[name]), load_bundled_model(), dataset)
     assert ours.keys() == theirs.keys()
     for key, expected in theirs.items():
         assert_same(ours[key], expected, f"{name}: {key}")
+    assert fingerprint(theirs) == pytest.approx(golden(name), rel=1e-4, abs=1e-4)
+
+
+def results_of_the_peer(name: str, folder: Path) -> dict[str, Any]:
+    is_split = "separate_qkv=False" not in SCRIPTS[name]
+    twin = flagged_copy(load_bundled_model(), is_split)
+    return run(SCRIPTS[name], twin, write_dataset(folder / "prompts.json"))
 
 
 def assert_same(ours: Any, theirs: Any, where: str) -> None:
@@ -73,16 +83,7 @@ def assert_same_links(ours: Any, theirs: Any, where: str) -> None:
         assert [value for _, _, value in links_of(ours)] == pytest.approx(widths, rel=1e-4), where
 
 
-def links_of(diagrams: Any) -> list[tuple[str, str, float]]:
-    """What diagrams draw: the first and last lines of a link's label, its edge and its score or mask,
-    and its width. auto-circuit's ghost links, which keep nodes in place, have no label."""
-    return sorted(
-        (label.split("<br>")[0], _number(label.split("<br>")[-1]), value)
-        for diagram in diagrams
-        for label, value in zip(diagram.link.label, diagram.link.value, strict=True)
-        if label
-    )
-
-
-def _number(line: str) -> str:
-    return line.replace("score ", "").replace("mask ", "")
+if __name__ == "__main__":  # what it computes becomes what the tests without it expect
+    with TemporaryDirectory() as folder:
+        found = {name: fingerprint(results_of_the_peer(name, Path(folder))) for name in SCRIPTS}
+    write_golden(found)
