@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import circuit_trace as ct
 from circuit_trace.errors import AnatomyError, InputError
@@ -38,7 +38,7 @@ def patchable_model(
     slice_output: OutputSlice | None = None,
     seq_len: int | None = None,
     separate_qkv: bool | None = None,
-    kv_caches: Sequence[Any] = (None,),
+    kv_caches: Sequence[Any] | None = (None,),
     device: torch.device | str = "cpu",
 ) -> PatchableModel:
     """Make a model's computation graph patchable, as auto-circuit's function of that name.
@@ -70,13 +70,9 @@ def patchable_model(
             "connected; circuit_trace has the factorized graph alone. Pass factorized=True, and "
             "patch all edges of a node with model.patch(outputs, nodes=['A5.2'])."
         )
-    engine = ct.wrap(
-        model,
-        separate_qkv=True if separate_qkv is None else separate_qkv,
-        seq_len=seq_len,
-        slice_output=slice_output,
-    )
-    return PatchableModel(engine, bool(separate_qkv), kv_caches, torch.device(device))
+    is_split = separate_qkv is None or separate_qkv
+    engine = ct.wrap(model, separate_qkv=is_split, seq_len=seq_len, slice_output=slice_output)
+    return PatchableModel(engine, is_split, kv_caches or (), torch.device(device))
 
 
 class PatchableModel(nn.Module):
@@ -153,7 +149,7 @@ class PatchableModel(nn.Module):
         """
         if self.kv_caches is None:
             return {}
-        batch = tokens.shape[0] if isinstance(tokens, Tensor) else len(tokens)
+        batch = 1 if isinstance(tokens, str) else len(tokens)
         if batch not in self.kv_caches:
             raise InputError(
                 f"The model has caches of its prefix for batches of {sorted(self.kv_caches)} "

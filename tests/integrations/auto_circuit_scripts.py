@@ -1,7 +1,7 @@
 """Scripts as auto-circuit's users write them, run with its imports or, these alone changed, with ours.
 
-Each finds `tl_model` (a TransformerLens model), `tokens`, `corrupt_tokens` and `dataset` (a path) and
-leaves what it computed in `results`. Two lines of patching are enough for a script to be of use here.
+Each finds `tl_model` (a TransformerLens model), `tokens`, `corrupt_tokens` and `dataset` (a path), and
+leaves what it computed in `results`.
 """
 
 from __future__ import annotations

@@ -207,6 +207,12 @@ def test_nodes_and_edges_are_sets_in_order() -> None:
     assert "Edges" in repr(model.edge_dict[1])
 
 
+def test_options_that_may_be_left_out() -> None:
+    left_out = patchable(separate_qkv=None, kv_caches=None)
+    assert (left_out.separate_qkv, left_out.kv_caches) == (True, None)
+    assert "A0.0->A1.0.Q" in left_out.edge_name_dict[None]
+
+
 def test_new_and_old_api_work_on_one_model(model: ac.PatchableModel) -> None:
     clean, corrupt = prompts(model)
     edge = model.edge_name_dict[None]["A1.0->Resid End"]
