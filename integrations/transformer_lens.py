@@ -50,7 +50,7 @@ def anatomy(model: nn.Module, *, separate_qkv: bool = True) -> Anatomy | None:
         ("HookedTransformer", _hooked_norm),
         ("TransformerBridge", _bridge_norm),
     ):
-        if _is_a(model, class_name):
+        if is_a(model, class_name):
             try:
                 return _Builder(model, norm, separate_qkv).build()
             except (AttributeError, LookupError, RuntimeError, ValueError) as error:
@@ -61,7 +61,7 @@ def anatomy(model: nn.Module, *, separate_qkv: bool = True) -> Anatomy | None:
     return None
 
 
-def _is_a(model: nn.Module, class_name: str) -> bool:
+def is_a(model: nn.Module, class_name: str) -> bool:
     """Whether the model is of that TransformerLens class, without importing TransformerLens."""
     return any(
         base.__name__ == class_name and base.__module__.startswith("transformer_lens")

@@ -1,0 +1,45 @@
+"""auto-circuit's names that are not here, and what to use in their place."""
+
+from __future__ import annotations
+
+import re
+
+from circuit_trace.errors import CircuitTraceError
+
+
+class AbsentError(CircuitTraceError, ImportError):
+    """A name of auto-circuit's that the drop-in does not have."""
+
+
+_REASONS = {
+    r"\w+_prune_scores|PruneAlgo|run_\w*prune_\w+|\w*PRUNE_ALGO\w*": "finds prune scores, which is not "
+    "part of the drop-in. Scores saved by auto-circuit load as they are; edge attribution scores are "
+    "the gradients of the masks: inside train_mask_mode(model) and patch_mode(model, outputs), run the "
+    "model, call backward() on a metric, and read each mask's .grad",
+    r"mask_fn_mode|set_mask_batch_size|MaskFn|mask_fn|sample_hard_concrete": "serves subnetwork probing, "
+    "which is not part of the drop-in: a pass uses the masks' own values, the same for all prompts of "
+    "a batch",
+    r"curr_src_outs|patch_src_outs|src_wrappers|make_model_patchable|set_module_by_name": "belongs to "
+    "how auto-circuit rewrites a model; circuit_trace leaves the model as it is. What the sources wrote "
+    "in the last pass is model.last_trace.current.stack()",
+    r"Task|TASKS|TASK_DICT|\w+_TASK|IOI_CIRCUIT_TYPE|ioi_circuit_\w+|\w+_(true|official|acdc)_edges\w*": (
+        "belongs to auto-circuit's own experiments, which are not part of the drop-in. Load a model with "
+        "load_tl_model and prompts with load_datasets_from_json"
+    ),
+    r"measure\w+|\w+_METRIC|PRUNE_METRIC\w*|PruneMetric\w*|correct_answer_\w+|answer_diff_percent|\w*roc_plot|"
+    r"\w*_auc(_plot)?|\w*same_under_knockout\w*|\w*prune_score_similarities\w*": "measures in a way that "
+    "is not part of the drop-in: work it out from what run_circuits returns, or use "
+    "measure_answer_val, measure_answer_diff or measure_kl_div",
+    r"MicroModel|\w*Autoencoder\w*|sae_model|get_tracr_model|\w*Projector\w*": "is a model of "
+    "auto-circuit's own. Any module that has an anatomy can be patched: see circuit_trace.Anatomy",
+    r"graph_edges": "comes with the model: patchable_model(...).edges",
+    r"save_cache|load_cache": "is torch.save, and torch.load(path, weights_only=True)",
+    r"COLOR_PALETTE": "is auto-circuit's choice of colours; here a link's colour says what it is",
+}
+"""What is said of the names that a pattern matches."""
+
+
+def why_absent(name: str) -> str | None:
+    """What to use instead of a name of auto-circuit's that is not here; None for any other name."""
+    reasons = (why for pattern, why in _REASONS.items() if re.fullmatch(pattern, name))
+    return next((f"{name!r} {why}." for why in reasons), None)

@@ -1,0 +1,204 @@
+"""`patch_mode`: patch with what the masks say at the time of each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+import circuit_trace as ct
+from circuit_trace.errors import InputError
+from circuit_trace.graph import EdgeSpec
+from circuit_trace.plan import SiteOutput
+
+from .model import PatchableModel
+
+
+@contextmanager
+def patch_mode(
+    model: PatchableModel,
+    patch_src_outs: Tensor | ct.SourceOutputs,
+    edges: Collection[EdgeSpec] | None = None,
+    curr_src_outs: None = None,
+) -> Iterator[None]:
+    """Patch edges in every pass of the model while the context is open.
+
+    >>> import circuit_trace as ct
+    >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+    >>> from circuit_trace.integrations.auto_circuit import patchable_model, src_ablations
+    >>> model = patchable_model(ct.load_model("bundled"), factorized=True, separate_qkv=True)
+    >>> with patch_mode(model, src_ablations(model, model.to_tokens(CORRUPT)), ["A1.0->Resid End"]):
+    ...     logits = model(model.to_tokens(CLEAN))
+    >>> model.last_trace.edges
+    <Edges: 1 (A1.0->Resid End)>
+
+    Args:
+        model: The model, from `patchable_model`.
+        patch_src_outs: What to patch in, `[n_srcs, batch, seq, d_model]` or `SourceOutputs`.
+        edges: The edges to patch: all masks are set to 0 and theirs to 1, and stay so after the
+            context. None leaves the masks as they are. A pass uses the values that they have when it
+            starts.
+        curr_src_outs: Not taken: it would start a pass in the middle of the model.
+
+    Raises:
+        EdgeError: There is no such edge.
+        InputError: What is to be patched in does not fit, or a patch is open already.
+    """
+    if curr_src_outs is not None:
+        raise InputError(
+            "curr_src_outs starts a pass at a later layer, on source outputs of an earlier one; "
+            "circuit_trace patches whole passes. Leave it out and run the model from its tokens."
+        )
+    if model.open_patch is not None:
+        raise InputError(
+            "patch_mode is open on this model already. Close it first; contexts that add up are "
+            "model.patch(outputs, edges=[...])."
+        )
+    patched = as_source_outputs(model, patch_src_outs)
+    if edges is not None:
+        scores = model.circuit_prune_scores([edges] if isinstance(edges, str) else edges)
+        for name, mask in model.patch_masks.items():
+            mask.data.copy_(scores[name])
+    with OpenPatch(model, patched):
+        yield
+
+
+def set_all_masks(model: PatchableModel, val: float) -> None:
+    """Set the mask of every edge: 0 leaves its current output, 1 patches it."""
+    for mask in model.patch_masks.values():
+        mask.data.fill_(val)
+
+
+@contextmanager
+def train_mask_mode(
+    model: PatchableModel, requires_grad: bool = True
+) -> Iterator[dict[str, nn.Parameter]]:
+    """Let the masks require grad while the context is open, and yield them by their modules.
+
+    The model is set to evaluate, and all gradients are cleared on the way in; those of the masks
+    are kept on the way out.
+    """
+    model.eval()
+    model.zero_grad()
+    for mask in model.patch_masks.values():
+        mask.grad = None
+        mask.requires_grad_(requires_grad)
+    try:
+        yield dict(model.patch_masks)
+    finally:
+        for mask in model.patch_masks.values():
+            mask.requires_grad_(False)
+
+
+def as_source_outputs(
+    model: PatchableModel, outputs: Tensor | ct.SourceOutputs
+) -> ct.SourceOutputs:
+    """What every source is to write, in our form.
+
+    Raises:
+        InputError: Neither form, or a tensor of another shape.
+    """
+    if isinstance(outputs, ct.SourceOutputs):
+        return outputs
+    engine = model.engine
+    d_model = getattr(engine.cfg, "d_model", None)
+    is_tensor = isinstance(outputs, Tensor) and outputs.ndim == 4
+    if not is_tensor or outputs.shape[0] != len(engine.srcs) or outputs.shape[3] != d_model:
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError(
+            f"patch_src_outs must be what src_ablations gives, a tensor [n_srcs, batch, seq, d_model] "
+            f"of {len(engine.srcs)} sources × … × {d_model}, or SourceOutputs; got {got}."
+        )
+    blocks = outputs.split([len(site.names) for site in engine.anatomy.sources])
+    sites = tuple(SiteOutput(block.permute(1, 2, 0, 3)) for block in blocks)
+    _, batch, seq, _ = outputs.shape
+    return ct.SourceOutputs(engine.srcs, sites, batch, seq)
+
+
+class OpenPatch(AbstractContextManager[None]):
+    """A patch of the engine that is opened anew whenever the masks have changed.
+
+    A script writes to the masks in ways that leave no mark (`mask.data[i] = 1`), so they are
+    compared when a pass starts. Masks that require grad are read in each pass by the engine itself.
+    """
+
+    def __init__(self, model: PatchableModel, patched: ct.SourceOutputs) -> None:
+        self._model = model
+        self._patched = patched
+        self._masks: dict[str, Tensor] = {}
+        self._context: AbstractContextManager[Any] | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        wrapped, tokens = self._model.wrapped_model, self._model.engine.anatomy.tokens
+        try:
+            self.sync()
+            self._before(wrapped, self.sync)
+            if tokens is not None:
+                self._before(tokens.module, self._check)
+        except BaseException:
+            self.__exit__()
+            raise
+        self._model.open_patch = self
+
+    def __exit__(self, *_error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._close()
+        self._model.open_patch = None
+
+    def sync(self) -> None:
+        """Patch with the values that the masks have now."""
+        if self._context is not None and self._is_current():
+            return
+        self._close()
+        self._masks = {
+            name: mask if _learns(mask) else mask.detach().clone()
+            for name, mask in self._model.patch_masks.items()
+        }
+        context = self._model.engine.patch(self._patched, masks=self._masks)
+        context.__enter__()
+        self._context = context
+
+    def _is_current(self) -> bool:
+        masks = self._model.patch_masks
+        return all(_is_same(masks[name], used) for name, used in self._masks.items())
+
+    def _check(self) -> None:
+        """The engine's hooks cannot be exchanged any more where a model starts at its `forward`."""
+        if not self._is_current():
+            raise InputError(
+                "Masks were written to inside patch_mode, and then the bare model was run by another "
+                "method than a call, so the pass would not see them. Run it through the patchable "
+                "model: model(tokens), model.run_with_cache(tokens), ...."
+            )
+
+    def _close(self) -> None:
+        context, self._context = self._context, None
+        if context is not None:
+            context.__exit__(None, None, None)
+
+    def _before(self, module: nn.Module, call: Callable[[], None]) -> None:
+        """Call when a pass reaches the module; a copy of the module takes the hook along in vain."""
+
+        def hook(running: nn.Module, _args: object) -> None:
+            if running is module:
+                call()
+
+        self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
+
+
+def _learns(mask: Tensor) -> bool:
+    return mask.requires_grad and torch.is_grad_enabled()
+
+
+def _is_same(mask: Tensor, used: Tensor) -> bool:
+    """Whether a patch that uses this tensor uses what the mask is now."""
+    if _learns(mask) or used.requires_grad:
+        return mask is used and _learns(mask)
+    is_alike = (mask.shape, mask.dtype, mask.device) == (used.shape, used.dtype, used.device)
+    return is_alike and torch.equal(mask, used)
