@@ -76,7 +76,7 @@ NO_ATTRIBUTION_GRAPHS = (
 
 
 def load_scores(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike,
     model: Any = None,
     *,
     in_graph: bool = False,
@@ -214,7 +214,7 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 
 def save_scores(
     scores: PruneScores,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike,
     model: Any = None,
     *,
     format: Format | None = None,

@@ -308,7 +308,7 @@ class Trace:
 
     def save(
         self,
-        path: str | PathLike[str],
+        path: str | PathLike,
         *,
         logits: bool = True,
         factored: bool | None = None,
@@ -349,7 +349,7 @@ class Trace:
         save(self, path, Options(logits, factored, dtype, unembed))
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> Trace:
+    def load(cls, path: str | PathLike) -> Trace:
         """Read a trace that `save` wrote; `about` says what it was taken from, and when.
 
         It is data alone: nothing in it is run, and neither its model nor TransformerLens is needed.
