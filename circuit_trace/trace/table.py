@@ -191,7 +191,9 @@ def _masks(trace: Trace, numbers: Sequence[int]) -> Tensor:
     per_position = [
         trace.masks[module.name].reshape(-1, module.n_edges) for module in trace.graph.modules
     ]
-    return torch.cat(per_position, dim=1).reshape(-1)[torch.tensor(numbers, dtype=torch.long)]
+    return (
+        torch.cat(per_position, dim=1).reshape(-1)[torch.tensor(numbers, dtype=torch.long)].float()
+    )
 
 
 def edge_table(
