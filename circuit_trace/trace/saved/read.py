@@ -13,7 +13,7 @@ from circuit_trace.errors import MaskError
 from circuit_trace.graph import ARROW, DestModule, DestNode, Graph, SrcNode
 from circuit_trace.hooks import N_DIRECTIONS, Read
 from circuit_trace.plan import AblationType, Plan, SiteOutput, SourceOutputs, check_scores
-from circuit_trace.trace.about import About
+from circuit_trace.trace.about import MOST_NESTED, About, plain
 from circuit_trace.trace.lens import Lens, SavedLenses
 from circuit_trace.trace.saved.container import Content
 from circuit_trace.trace.saved.item import Item
@@ -110,7 +110,7 @@ def trace_of(content: Content) -> Trace:
         tokens=tokens,
         recorded_logits=_tensor(data["logits"], tensors, FLOATS),
         reads=_reads(data["reads"], graph, batch, seq, tensors),
-        biases=_biases(data["biases"], current, tensors),
+        biases=_biases(data["biases"], current, tensors, are_needed=bool(data["reads"].value)),
         to_strings=SavedStrings(rows, texts) if has_strings else None,
         unembed=unembed,
         about=_about(data["about"]),
@@ -123,10 +123,13 @@ def _tensor(item: Item, tensors: _Tensors, dtypes: Sequence[torch.dtype]) -> Ten
 
 def _about(item: Item) -> About:
     model, model_class = item["model"].optional, item["model_class"].optional
+    config = {name: one.value for name, one in item["config"].pairs()}
+    if plain(config) != config:
+        item["config"].refuse(f"values nested {MOST_NESTED} deep at most")
     return About(
         None if model is None else model.text(),
         None if model_class is None else model_class.text(),
-        dict((name, one.value) for name, one in item["config"].pairs()),
+        config,
         {name: version.text() for name, version in item["versions"].pairs()},
         item["written"].text(),
     )
@@ -279,11 +282,12 @@ def _read(item: Item, graph: Graph, batch: int, seq: int, tensors: _Tensors) -> 
     return Read(dests, seen, item["patched"].flag(), heads, positions)
 
 
-def _biases(item: Item, current: SourceOutputs, tensors: _Tensors) -> tuple[Tensor | None, ...]:
+def _biases(
+    item: Item, current: SourceOutputs, tensors: _Tensors, *, are_needed: bool
+) -> tuple[Tensor | None, ...]:
+    """One for each site; a record made by hand may have none, unless reads are to be compared."""
     n_sites, d_model = len(current.sites), current.sites[0].d_model
-    entries = item.entries(0, n_sites)
-    if entries:
-        item.entries(n_sites, n_sites)
+    entries = item.entries(n_sites, n_sites) if are_needed or item.value else []
     found = [_tensor(one, tensors, FLOATS) for one in entries]
     shape = (current.batch, 1), (current.seq, 1), d_model
     for one, bias in zip(entries, found, strict=True):
