@@ -103,6 +103,8 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path.touch()
     with pytest.raises(ct.FormatError, match="Permission denied"):
         ct.Trace.load(path)
+    with pytest.raises(ct.FormatError, match="File name too long"):
+        ct.Trace.load(tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize("version", [VERSION + 1, "1.1", "", "two"])
