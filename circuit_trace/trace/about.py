@@ -21,6 +21,9 @@ PACKAGES = ("circuit-trace", "torch", "transformer-lens")
 NOT_HASHED = ("device", "n_devices")
 """Where a model lies does not make it another model."""
 
+MOST_NESTED = 8
+"""Values within values, at most: a configuration may hold itself."""
+
 
 @dataclass(frozen=True)
 class About:
@@ -64,7 +67,7 @@ _LEFT_OUT = object()
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it; parts of a mapping or list that it cannot hold are left out.
+    """A value as JSON can hold it; what it cannot hold is left out.
 
     >>> plain({"d_model": 64, "dtype": torch.float32, "scale": math.inf, "tokenizer": object()})
     {'d_model': 64, 'dtype': 'torch.float32', 'scale': 'inf'}
@@ -73,7 +76,9 @@ def plain(value: Any) -> Any:
     return None if found is _LEFT_OUT else found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
+    if depth > MOST_NESTED:
+        return _LEFT_OUT
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, torch.dtype | torch.device):
@@ -83,10 +88,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Real):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, Mapping):
-        pairs = {str(name): _plain(one) for name, one in value.items()}
+        pairs = {str(name): _plain(one, depth + 1) for name, one in value.items()}
         return {name: one for name, one in pairs.items() if one is not _LEFT_OUT}
     if isinstance(value, list | tuple):
-        return [one for one in map(_plain, value) if one is not _LEFT_OUT]
+        entries = [_plain(one, depth + 1) for one in value]
+        return [one for one in entries if one is not _LEFT_OUT]
     return _LEFT_OUT
 
 

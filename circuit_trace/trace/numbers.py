@@ -72,7 +72,7 @@ def edge_numbers(
 def _numbers_of(
     trace: Trace, rows: Rows, batch_idx: int, n_values: int, direction: Direction | None
 ) -> EdgeNumbers:
-    mask = flat_scores(trace.graph, trace.masks)[rows.numbers]
+    mask = flat_scores(trace.graph, trace.masks)[rows.numbers].float()
     vector = None if direction is None else direction.at(trace, batch_idx)
     owners = trace.plan_of(rows.numbers.tolist())
     plans = {id(plan): plan for plan in owners if plan is not None and plan.patched is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -308,7 +308,7 @@ class Trace:
 
     def save(
         self,
-        path: str | PathLike,
+        path: str | Path,
         *,
         logits: bool = True,
         factored: bool | None = None,
@@ -349,7 +349,7 @@ class Trace:
         save(self, path, Options(logits, factored, dtype, unembed))
 
     @classmethod
-    def load(cls, path: str | PathLike) -> Trace:
+    def load(cls, path: str | Path) -> Trace:
         """Read a trace that `save` wrote; `about` says what it was taken from, and when.
 
         It is data alone: nothing in it is run, and neither its model nor TransformerLens is needed.

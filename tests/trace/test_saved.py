@@ -429,7 +429,7 @@ def test_heads_are_stored_as_asked_or_as_is_smaller(
 
 
 def test_one_weight_is_stored_once(tmp_path: Path) -> None:
-    """Though current and patched outputs share it, and a bridge makes it anew at each call."""
+    """Though current and patched outputs share it, and also where a model makes it anew each time."""
     for name in TYPICAL:
         trace = a_trace(name)
         sites = trace.current.sites
@@ -559,6 +559,14 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
         "This trace cannot be saved. The file's record.token_strings[0] is ['too', 'few']: expected "
         "a list of 6 to 6 entries."
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_text_than_there_is_room_for(tmp_path: Path) -> None:
+    long = "x" * 10_000_000
+    trace = dataclasses.replace(a_trace(), to_strings=lambda row: [long] * len(row))
+    with pytest.raises(ct.InputError, match=r"strings of its tokens take 120 MB, .* 100 MB"):
+        trace.save(tmp_path / "x.trace")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -165,6 +165,20 @@ def test_wider_types_are_tabled_in_single_precision() -> None:
         assert table[column].tolist() == pytest.approx(expected[column].tolist(), rel=0.1, abs=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_masks_of_another_type(dtype: torch.dtype) -> None:
+    model = wrapped("hooked LN")
+    masks = model.trace(CLEAN, corrupt=CORRUPT, edges=EDGES).masks
+    masks = {name: mask.to(dtype) for name, mask in masks.items()}
+    table = model.trace(CLEAN, corrupt=CORRUPT, masks=masks).table()
+    expected = model.trace(
+        CLEAN, corrupt=CORRUPT, masks={name: mask.float() for name, mask in masks.items()}
+    ).table()
+    assert table["mask"].dtype == expected["mask"].dtype
+    for column in COLUMNS[10:]:
+        assert table[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-2)
+
+
 @pytest.mark.parametrize("seq_len", [None, SEQ])
 def test_received_norms(seq_len: int | None) -> None:
     trace = wrapped("hooked LN", seq_len).trace(CLEAN, corrupt=CORRUPT, edges=EDGES)

@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from circuit_trace.errors import FormatError
+from circuit_trace.errors import FormatError, InputError
 from circuit_trace.files import atomic_write
 
 FORMAT = "circuit_trace.trace"
 VERSION = 1
 """Raised when an older version of this library would misread what is written."""
 
-WRONG_BYTES = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError)
+WRONG_BYTES = (SafetensorError, RuntimeError, ValueError, TypeError, LookupError)
 """What safetensors and torch raise for a file that they cannot read."""
 
 
@@ -37,6 +37,7 @@ def write_file(path: Path, content: Content) -> None:
     """Write a file whole, or leave the one that is there.
 
     Raises:
+        InputError: It has more text than safetensors takes.
         OSError: It cannot be written.
     """
     text = json.dumps(content.data, allow_nan=False, separators=(",", ":"))
@@ -46,7 +47,13 @@ def write_file(path: Path, content: Content) -> None:
         "checksum": _checksum(text, content.tensors),
         "trace": text,
     }
-    data = to_bytes(dict(content.tensors), metadata)
+    try:
+        data = to_bytes(dict(content.tensors), metadata)
+    except SafetensorError as error:
+        raise InputError(
+            f"This trace cannot be written as safetensors ({error}): its nodes and the strings of its "
+            f"tokens take {len(text) / 1e6:.0f} MB, and there is room for 100 MB. Save fewer prompts."
+        ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished:
         unfinished.write_bytes(data)
@@ -58,10 +65,10 @@ def read_file(path: Path) -> Content:
     Raises:
         FormatError: There is no such file, it is none of ours, of a later version, or damaged.
     """
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise FormatError(f"Cannot load a trace from {str(path)!r}: it {what}.")
     try:
+        if not path.is_file():
+            what = "is not a file" if path.exists() else "does not exist"
+            raise FormatError(f"Cannot load a trace from {str(path)!r}: it {what}.")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_is_ours(path, metadata)
@@ -69,6 +76,10 @@ def read_file(path: Path) -> Content:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FormatError:
         raise
+    except OSError as error:
+        raise FormatError(
+            f"Cannot load a trace from {str(path)!r}: {error.strerror or error}."
+        ) from error
     except WRONG_BYTES as error:
         raise FormatError(
             f"Cannot load a trace from {str(path)!r}: it is not a whole safetensors file ({error}). "

@@ -26,7 +26,7 @@ class Item:
         if not isinstance(self.value, dict):
             self.refuse("an object")
         if name not in self.value:
-            raise FormatError(f"The file's {self.where} has no {name!r}. It is not a trace's.")
+            raise FormatError(f"The file's {self.where} has no {name!r}, which Trace.save writes.")
         return Item(self.value[name], f"{self.where}.{name}")
 
     @property

@@ -13,7 +13,7 @@ from circuit_trace.errors import MaskError
 from circuit_trace.graph import ARROW, DestModule, DestNode, Graph, SrcNode
 from circuit_trace.hooks import N_DIRECTIONS, Read
 from circuit_trace.plan import AblationType, Plan, SiteOutput, SourceOutputs, check_scores
-from circuit_trace.trace.about import About
+from circuit_trace.trace.about import MOST_NESTED, About, plain
 from circuit_trace.trace.lens import Lens, SavedLenses
 from circuit_trace.trace.saved.container import Content
 from circuit_trace.trace.saved.item import Item
@@ -65,6 +65,12 @@ class _Tensors:
             item.refuse(f"a tensor of the shape {_shown(shape)}, not {tuple(tensor.shape)}")
         return tensor
 
+    def maybe(
+        self, item: Item, dtypes: Sequence[torch.dtype], shape: Shape | None = None
+    ) -> Tensor | None:
+        """As `take`, None where the item is null."""
+        return None if item.optional is None else self.take(item, dtypes, shape)
+
 
 def _fits(found: Sequence[int], shape: Shape) -> bool:
     return len(found) == len(shape) and all(
@@ -72,6 +78,10 @@ def _fits(found: Sequence[int], shape: Shape) -> bool:
         and (wanted is None or size == wanted or (isinstance(wanted, tuple) and size in wanted))
         for size, wanted in zip(found, shape, strict=True)
     )
+
+
+def _within(numbers: Tensor, low: int, high: int) -> bool:
+    return int(numbers.min()) >= low and int(numbers.max()) <= high
 
 
 def _shown(shape: Shape) -> str:
@@ -97,7 +107,7 @@ def trace_of(content: Content) -> Trace:
     graph = _graph(data["graph"], n_numbers)
     current = _current(data["current"], graph, tensors)
     batch, seq = current.batch, current.seq
-    tokens = _tensor(data["tokens"], tensors, (*FLOATS, *INTEGERS))
+    tokens = tensors.maybe(data["tokens"], (*FLOATS, *INTEGERS))
     rows = _token_strings(data["token_strings"], tokens, batch, seq)
     unembed, texts = _unembed(data["unembed"], tensors, current)
     has_strings = rows or texts is not None
@@ -108,9 +118,9 @@ def trace_of(content: Content) -> Trace:
             _plan(item, graph, current, tensors) for item in data["plans"].entries(0, MOST_PLANS)
         ),
         tokens=tokens,
-        recorded_logits=_tensor(data["logits"], tensors, FLOATS),
+        recorded_logits=tensors.maybe(data["logits"], FLOATS),
         reads=_reads(data["reads"], graph, batch, seq, tensors),
-        biases=_biases(data["biases"], current, tensors),
+        biases=_biases(data["biases"], current, tensors, are_needed=bool(data["reads"].value)),
         to_strings=SavedStrings(rows, texts) if has_strings else None,
         unembed=unembed,
         head_tensors=_heads(data["heads"], current, tensors),
@@ -118,16 +128,15 @@ def trace_of(content: Content) -> Trace:
     )
 
 
-def _tensor(item: Item, tensors: _Tensors, dtypes: Sequence[torch.dtype]) -> Tensor | None:
-    return None if item.optional is None else tensors.take(item, dtypes)
-
-
 def _about(item: Item) -> About:
     model, model_class = item["model"].optional, item["model_class"].optional
+    config = {name: one.value for name, one in item["config"].pairs()}
+    if plain(config) != config:
+        item["config"].refuse(f"values nested {MOST_NESTED} deep at most")
     return About(
         None if model is None else model.text(),
         None if model_class is None else model_class.text(),
-        dict((name, one.value) for name, one in item["config"].pairs()),
+        config,
         {name: version.text() for name, version in item["versions"].pairs()},
         item["written"].text(),
     )
@@ -208,14 +217,11 @@ def _outputs(
         n_nodes[src.site] += 1
     sites: list[SiteOutput] = []
     for n, site in zip(n_nodes, item["sites"].entries(len(n_nodes), len(n_nodes)), strict=True):
-        weight, gain = site["weight"].optional, site["gain"].optional
-        width = d_model if weight is None else None
+        width = d_model if site["weight"].optional is None else None
         code = tensors.take(site["code"], FLOATS, (*lengths, n, width))
-        shape = (n, code.shape[3], d_model)
-        matrix = None if weight is None else tensors.take(weight, FLOATS, shape)
-        d_model = (code if matrix is None else matrix).shape[-1]
-        factor = None if gain is None else tensors.take(gain, FLOATS, (d_model,))
-        sites.append(SiteOutput(code, matrix, factor))
+        weight = tensors.maybe(site["weight"], FLOATS, (n, code.shape[3], d_model))
+        d_model = (code if weight is None else weight).shape[-1]
+        sites.append(SiteOutput(code, weight, tensors.maybe(site["gain"], FLOATS, (d_model,))))
     ablation = AblationType[item["ablation"].text(tuple(AblationType.__members__))]
     (batch, *_), (seq, *_) = lengths
     return SourceOutputs(graph.srcs, tuple(sites), batch, seq, ablation)
@@ -227,18 +233,16 @@ def _plan(item: Item, graph: Graph, current: SourceOutputs, tensors: _Tensors) -
         checked = check_scores(graph, masks, "The masks")
     except MaskError as error:
         item["masks"].refuse(f"masks of this graph ({error})")
-    named, patched = item["named"].optional, item["patched"].optional
-    numbers: list[int] = []
-    if named is not None:
-        numbers = tensors.take(named, INTEGERS, (None,)).tolist()
-        if not (min(numbers) >= 0 and max(numbers) < graph.n_edges):
-            named.refuse(f"numbers of edges, from 0 to {graph.n_edges - 1}")
-    if patched is None:
-        return Plan(graph, checked, tuple(numbers))
-    # A mean or zero is the same for every prompt or position.
-    lengths = (current.batch, 1), (current.seq, 1)
-    outputs = _outputs(patched, graph, tensors, lengths, current.sites[0].d_model)
-    return Plan(graph, checked, tuple(numbers), outputs)
+    named = tensors.maybe(item["named"], INTEGERS, (None,))
+    if named is not None and not _within(named, 0, graph.n_edges - 1):
+        item["named"].refuse(f"numbers of edges, from 0 to {graph.n_edges - 1}")
+    numbers = () if named is None else tuple(named.tolist())
+    patched = item["patched"].optional
+    if patched is not None:
+        # A mean or zero is the same for every prompt or position.
+        lengths = (current.batch, 1), (current.seq, 1)
+        patched = _outputs(patched, graph, tensors, lengths, current.sites[0].d_model)
+    return Plan(graph, checked, numbers, patched)
 
 
 def _token_strings(
@@ -266,11 +270,9 @@ def _read(item: Item, graph: Graph, batch: int, seq: int, tensors: _Tensors) -> 
     if item["heads"].optional is not None:
         heads = tuple(one.whole(0, min(n_heads) - 1) for one in item["heads"].entries(1))
         n_heads = (len(heads),)
-    positions = None
-    if item["positions"].optional is not None:
-        positions = tensors.take(item["positions"], INTEGERS, (None,))
-        if int(positions.min()) < 0 or int(positions.max()) >= seq:
-            item["positions"].refuse(f"positions from 0 to {seq - 1}")
+    positions = tensors.maybe(item["positions"], INTEGERS, (None,))
+    if positions is not None and not _within(positions, 0, seq - 1):
+        item["positions"].refuse(f"positions from 0 to {seq - 1}")
     n_positions = seq if positions is None else len(positions)
     alike = (batch, n_positions, N_DIRECTIONS)
     per_head = (n_heads[0], *alike) if len(set(n_heads)) == 1 else alike
@@ -280,12 +282,13 @@ def _read(item: Item, graph: Graph, batch: int, seq: int, tensors: _Tensors) -> 
     return Read(dests, seen, item["patched"].flag(), heads, positions)
 
 
-def _biases(item: Item, current: SourceOutputs, tensors: _Tensors) -> tuple[Tensor | None, ...]:
+def _biases(
+    item: Item, current: SourceOutputs, tensors: _Tensors, *, are_needed: bool
+) -> tuple[Tensor | None, ...]:
+    """One for each site; a record made by hand may have none, unless reads are to be compared."""
     n_sites, d_model = len(current.sites), current.sites[0].d_model
-    entries = item.entries(0, n_sites)
-    if entries:
-        item.entries(n_sites, n_sites)
-    found = [_tensor(one, tensors, FLOATS) for one in entries]
+    entries = item.entries(n_sites, n_sites) if are_needed or item.value else []
+    found = [tensors.maybe(one, FLOATS) for one in entries]
     shape = (current.batch, 1), (current.seq, 1), d_model
     for one, bias in zip(entries, found, strict=True):
         if bias is not None and not (_fits(bias.shape, shape) or _fits(bias.shape, (d_model,))):
@@ -337,6 +340,6 @@ def _unembed(
 
 def _ids(item: Item, tensors: _Tensors, d_vocab: int) -> list[int]:
     found = tensors.take(item, INTEGERS, (d_vocab,))
-    if int(found.min()) < NO_TOKEN or int(found.max()) >= d_vocab:
+    if not _within(found, NO_TOKEN, d_vocab - 1):
         item.refuse(f"tokens from 0 to {d_vocab - 1}, or {NO_TOKEN}")
     return found.tolist()

@@ -27,12 +27,15 @@ class TensorStore:
         self._names: dict[bytes, str] = {}
         self._storages: set[int] = set()
 
-    def put(self, name: str, tensor: Tensor, *, narrow: bool = False) -> dict[str, Any]:
-        """Keep a tensor under a name, or under that of an equal one, and return what finds it.
+    def put(self, name: str, tensor: Tensor | None, *, narrow: bool = False) -> Any:
+        """Keep a tensor under a name, or under that of an equal one, and return what finds it; None
+        for none.
 
         Raises:
             InputError: It holds a number that overflows when it is narrowed.
         """
+        if tensor is None:
+            return None
         tensor = tensor.detach()
         key = (
             tensor.device,
@@ -78,6 +81,8 @@ class TensorStore:
 
 def _narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     narrowed = tensor.to(dtype)
+    if tensor.numel() == 0 or all(end.isfinite() for end in torch.aminmax(narrowed)):
+        return narrowed
     lost = narrowed.isinf() & tensor.isfinite()
     if bool(lost.any()):
         largest = float(tensor[lost].abs().max())

@@ -1,4 +1,7 @@
-"""A trace as plain data and tensors. What is written here is read in `read`, in the same order."""
+"""A trace as plain data and tensors.
+
+What `content_of` writes `read.trace_of` reads: a field that a trace gets is a line in each.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,6 @@ def content_of(trace: Trace, options: Options) -> Content:
     """
     store = TensorStore(options.dtype)
     outputs = _OutputsWriter(trace, store, options.factored)
-    logits = trace.logits if options.logits else None
     data = {
         "about": _about(trace.about),
         "graph": _graph(trace.graph),
@@ -64,13 +66,12 @@ def content_of(trace: Trace, options: Options) -> Content:
         "plans": [
             _plan(f"plan {number}", plan, store, outputs) for number, plan in enumerate(trace.plans)
         ],
-        "tokens": None if trace.tokens is None else store.put("tokens", trace.tokens),
+        "tokens": store.put("tokens", trace.tokens),
         "token_strings": _token_strings(trace),
-        "logits": None if logits is None else store.put("logits", logits, narrow=True),
+        "logits": store.put("logits", trace.logits if options.logits else None, narrow=True),
         "reads": [_read(f"read {n}", read, store) for n, read in enumerate(trace.reads)],
         "biases": [
-            None if bias is None else store.put(f"bias {n}", bias, narrow=True)
-            for n, bias in enumerate(trace.biases)
+            store.put(f"bias {n}", bias, narrow=True) for n, bias in enumerate(trace.biases)
         ],
         "heads": {
             name: {
@@ -168,7 +169,7 @@ class _OutputsWriter:
     def _site(self, where: str, site: SiteOutput) -> dict[str, Any]:
         parts = {"code": site.code, "weight": site.live_weight, "gain": site.gain}
         return {
-            name: None if part is None else self._store.put(f"{where}, {name}", part, narrow=True)
+            name: self._store.put(f"{where}, {name}", part, narrow=True)
             for name, part in parts.items()
         }
 
@@ -179,12 +180,12 @@ def _projected(site: SiteOutput) -> SiteOutput:
 
 
 def _plan(where: str, plan: Plan, store: TensorStore, outputs: _OutputsWriter) -> dict[str, Any]:
-    named = torch.tensor(plan.named, dtype=torch.long)
+    named = torch.tensor(plan.named) if plan.named else None
     return {
         "masks": {
             name: store.put(f"{where}, mask of {name}", mask) for name, mask in plan.masks.items()
         },
-        "named": store.put(f"{where}, named edges", named) if plan.named else None,
+        "named": store.put(f"{where}, named edges", named),
         "patched": None if plan.patched is None else outputs.write(where, plan.patched),
     }
 
@@ -200,9 +201,7 @@ def _read(where: str, read: Read, store: TensorStore) -> dict[str, Any]:
         "seen": store.put(f"{where}, seen", read.seen),
         "patched": read.patched,
         "heads": None if read.heads is None else list(read.heads),
-        "positions": None
-        if read.positions is None
-        else store.put(f"{where}, positions", read.positions),
+        "positions": store.put(f"{where}, positions", read.positions),
     }
 
 
