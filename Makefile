@@ -27,7 +27,8 @@ test: install
 # The engine under the other TransformerLens lines, each in an environment of its own.
 TL2 := $(VENV)-tl2
 TL4 := $(VENV)-tl4
-COMPAT := tests/test_exactness.py tests/integrations/test_models.py tests/demo
+COMPAT := tests/test_exactness.py tests/integrations/test_models.py \
+  tests/integrations/test_shape.py tests/demo
 
 $(TL2)/.installed: pyproject.toml .ci/constraints-tl2.txt
 	@echo "Setting up $(TL2)"

@@ -29,7 +29,7 @@ inside one another."""
 
 _NAME = r'"((?:[^"\\]|\\.)*)"'
 _FACT = re.compile(r'  (\w+)=("?[\w.]+"?);')
-_EDGE = re.compile(rf"  {_NAME} -> {_NAME} \[score=([^\s,\]]+)(?:, seq_idx=(\d+))?\];")
+_EDGE = re.compile(rf'  {_NAME} -> {_NAME} \[score="([^\s"]+)"(?:, seq_idx=(\d+))?\];')
 _OTHER = re.compile(
     rf'digraph "circuit" {{|}}|  {_NAME} \[.*\];|  {_NAME} -> {_NAME} \[inner=true, .*\];'
 )
@@ -46,7 +46,8 @@ def write_dot(scores: PruneScores, graph: Graph) -> bytes:
         lines.append(f'  "{dot_text(name)}" [{", ".join([f"kind={node.kind}", *places])}];')
     for src, dest, seq_idx, score in listing.edges:
         where = "" if seq_idx is None else f", seq_idx={seq_idx}"
-        said = f"[score={score_text(score, dtype)}{where}]"
+        # Quoted: a bare number has no exponent in DOT.
+        said = f'[score="{score_text(score, dtype)}"{where}]'
         lines.append(f'  "{dot_text(src)}" -> "{dot_text(dest)}" {said};')
     for src, dest in listing.inner:
         lines.append(f'  "{dot_text(src)}" -> "{dot_text(dest)}" [inner=true, style=dotted];')
@@ -117,7 +118,7 @@ def _by_pydot(text: str) -> tuple[dict[str, str], list[Listed]]:
     except Exception as error:  # whatever the parser meets
         raise FormatError(f"{WHAT} cannot be parsed: {type(error).__name__}.") from error
     if not found or found[0].get_type() != "digraph":
-        raise FormatError("This begins like DOT and is no digraph.")
+        raise FormatError("This begins like DOT and is no digraph that pydot can parse.")
     return _unquoted(found[0].get_attributes()), list(_edges(found[0]))
 
 

@@ -88,9 +88,14 @@ def _shape(cfg: Any) -> Shape:
             f"{WHAT} must say the model's shape in 'cfg' (n_layers, n_heads, parallel_attn_mlp); got "
             f"{told(cfg)}."
         )
-    heads = cfg["n_heads"]
-    parallel = cfg.get("parallel_attn_mlp", False)
-    return Shape(cfg["n_layers"], heads, heads, parallel=parallel)
+    return Shape.of_numbers(
+        {
+            "n_layers": cfg["n_layers"],
+            "n_heads": cfg["n_heads"],
+            "n_kv_heads": cfg["n_heads"],
+            "parallel": cfg.get("parallel_attn_mlp", False),
+        }
+    )
 
 
 def _read_edges(data: dict[Any, Any], theirs: Graph, in_graph: bool) -> PruneScores:

@@ -6,7 +6,6 @@ two tools share one.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +75,7 @@ NO_ATTRIBUTION_GRAPHS = (
 
 
 def load_scores(
-    path: str | os.PathLike[str],
+    path: str | Path,
     model: Any = None,
     *,
     in_graph: bool = False,
@@ -214,7 +213,7 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 
 def save_scores(
     scores: PruneScores,
-    path: str | os.PathLike[str],
+    path: str | Path,
     model: Any = None,
     *,
     format: Format | None = None,

@@ -176,7 +176,7 @@ def load_torch(data: bytes) -> Any:
         raise
     except Exception as error:  # damaged files fail in every way there is, in three libraries
         raise FormatError(
-            f"This file of torch.save's is damaged ({type(error).__name__}: {_first_line(error)})."
+            f"This file of torch.save's is damaged ({type(error).__name__})."
         ) from error
 
 
@@ -245,7 +245,3 @@ def refuse_pickle() -> FormatError:
         "calling functions that the file names, so it cannot be read safely. Where you trust it, load "
         "it yourself, with pickle.load or torch.load, and write it again with torch.save."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:120]
