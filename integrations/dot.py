@@ -20,12 +20,16 @@ from .listing import (
     read_listing,
     score_text,
 )
+from .untrusted import lines_of
 
 WHAT = "This DOT file"
 
 MOST_FOREIGN, DEEPEST = 1_000_000, 4
 """pydot takes seconds for each hundred thousand characters, and four times as long for each two braces
 inside one another."""
+
+LONGEST = 10_000
+"""No line that is written here is longer."""
 
 _NAME = r'"((?:[^"\\]|\\.)*)"'
 _FACT = re.compile(r'  (\w+)=("?[\w.]+"?);')
@@ -70,7 +74,9 @@ def _ours(text: str) -> tuple[dict[str, str], list[Listed]] | None:
     """What a file of our own says; None as soon as a line is not one that is written here."""
     facts: dict[str, str] = {}
     edges: list[Listed] = []
-    for line in text.splitlines():
+    for line in lines_of(text.rstrip(), "DOT"):
+        if len(line) > LONGEST:
+            return None
         if found := _EDGE.fullmatch(line):
             src, dest, score, seq_idx = found.groups()
             edges.append(_listed(_plain(src), _plain(dest), seq_idx, score))

@@ -22,6 +22,7 @@ from circuit_trace.integrations.untrusted import (
     check_items,
     checked_path,
     decode,
+    lines_of,
     load_torch,
     parse_json,
     read_bytes,
@@ -132,6 +133,15 @@ def test_an_archive_that_says_it_holds_more() -> None:
         load_torch(GOOD[: at + 24] + size + GOOD[at + 28 :])
 
 
+def test_archives_that_would_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted, "MOST_PICKLED", 100)
+    with pytest.raises(FORMAT, match=r"^This file lists 162 bytes of names and numbers beside its"):
+        load_torch(GOOD)
+    monkeypatch.setattr(untrusted, "MOST_RECORDS", 3)
+    with pytest.raises(FORMAT, match=r"^This archive has more than 3 entries"):
+        load_torch(GOOD)
+
+
 @pytest.mark.parametrize(
     "data",
     [b"PK\x03\x04", b"PK\x03\x04" + bytes(500), GOOD[:-1], GOOD[: len(GOOD) // 2], GOOD[40:]],
@@ -210,6 +220,9 @@ def test_too_many_items(monkeypatch: pytest.MonkeyPatch) -> None:
         parse_json("[[1, 2], {}]")
     with pytest.raises(FORMAT, match=r"^This XML has 5 items"):
         check_items("<<<<<", "<", "XML")
+    assert lines_of("a\n\nb", "DOT") == ["a", "", "b"]
+    with pytest.raises(FORMAT, match=r"^This DOT has 5 items"):
+        lines_of("\n" * 5, "DOT")
 
 
 def doubling(times: int) -> list[Any]:
