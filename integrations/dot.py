@@ -24,9 +24,8 @@ from .untrusted import lines_of
 
 WHAT = "This DOT file"
 
-MOST_FOREIGN, DEEPEST = 1_000_000, 4
-"""pydot takes seconds for each hundred thousand characters, and four times as long for each two braces
-inside one another."""
+MOST_FOREIGN = 300_000
+"""Characters that pydot parses in some ten seconds; each brace inside of another doubles its time."""
 
 LONGEST = 10_000
 """No line that is written here is longer."""
@@ -111,11 +110,11 @@ def _by_pydot(text: str) -> tuple[dict[str, str], list[Listed]]:
             f"{WHAT} was not written by circuit_trace, or was changed since; others are read by pydot: "
             "pip install 'circuit-trace[dot]'."
         ) from error
-    if len(text) > MOST_FOREIGN or _depth(text) > DEEPEST:
+    if len(text) * 2 ** (min(_depth(text), 99) - 1) > MOST_FOREIGN:
         raise FormatError(
             f"{WHAT} was not written by circuit_trace, or was changed since; others are read up to "
-            f"{MOST_FOREIGN:,} characters and {DEEPEST} braces inside one another, as pydot is slow. "
-            "Save it as GraphML."
+            f"{MOST_FOREIGN:,} characters, fewer where braces stand inside one another, as pydot is "
+            "slow. Save it as GraphML."
         )
     try:
         # It prints where it fails.
