@@ -27,7 +27,7 @@ test: install
 # The engine under the other TransformerLens lines, each in an environment of its own.
 TL2 := $(VENV)-tl2
 TL4 := $(VENV)-tl4
-COMPAT := tests/test_exactness.py tests/integrations/test_models.py tests/demo \
+COMPAT := tests/test_exactness.py tests/integrations/test_models.py tests/integrations/test_shape.py tests/demo \
   tests/integrations/test_auto_circuit.py tests/integrations/test_auto_circuit_refused.py \
   tests/hooks/test_heads.py tests/trace/test_saved.py
 

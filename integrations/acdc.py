@@ -72,16 +72,16 @@ def read_acdc(data: dict[Any, Any], graph: Graph | None) -> PruneScores:
     Raises:
         FormatError: It is not as ACDC writes it, or for a model of another shape.
     """
-    edges = {(_place(k, 0), _place(k, 2)): _present(k, v) for k, v in data.items()}
-    ours = {
-        (_mlp_as_ours(child), parent): present
-        for (child, parent), present in edges.items()
+    edges = [(_place(key, 0), _place(key, 2), _present(key, said)) for key, said in data.items()]
+    ours = [
+        (_mlp_as_ours(child), parent, present)
+        for child, parent, present in edges
         if not _is_inner(child, parent)
-    }
-    graph = _fitting(_shape(ours), graph)
+    ]
+    graph = _fitting(_shape({(child, parent) for child, parent, _ in ours}), graph)
     names = Names(graph, lambda src: _key(src_place(src)), lambda dest: _key(dest_place(dest)))
     found: dict[int, dict[str, bool]] = {}
-    for (child, parent), present in ours.items():
+    for child, parent, present in ours:
         number = names.number(_key(_embedding_as_ours(parent)), _key(child))
         if found.setdefault(number, {}).setdefault(parent[0], present) is not present:
             raise FormatError(
@@ -143,7 +143,7 @@ def _mlp_as_ours(place: Place) -> Place:
     return place[0].replace("hook_resid_mid", "hook_mlp_in"), place[1]
 
 
-def _shape(ends: dict[tuple[Place, Place], bool]) -> Shape | None:
+def _shape(ends: set[tuple[Place, Place]]) -> Shape | None:
     """The shape of the model whose every edge is listed; None where some are missing."""
     children = {child for child, _ in ends}
     heads = [(int(m[1]), index[-1]) for hook, index in children if (m := _HEAD.fullmatch(hook))]

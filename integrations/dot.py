@@ -20,16 +20,19 @@ from .listing import (
     read_listing,
     score_text,
 )
+from .untrusted import lines_of
 
 WHAT = "This DOT file"
 
-MOST_FOREIGN, DEEPEST = 1_000_000, 4
-"""pydot takes seconds for each hundred thousand characters, and four times as long for each two braces
-inside one another."""
+MOST_FOREIGN = 300_000
+"""Characters that pydot parses in some ten seconds; each brace inside of another doubles its time."""
+
+LONGEST = 10_000
+"""No line that is written here is longer."""
 
 _NAME = r'"((?:[^"\\]|\\.)*)"'
 _FACT = re.compile(r'  (\w+)=("?[\w.]+"?);')
-_EDGE = re.compile(rf"  {_NAME} -> {_NAME} \[score=([^\s,\]]+)(?:, seq_idx=(\d+))?\];")
+_EDGE = re.compile(rf'  {_NAME} -> {_NAME} \[score="([^\s"]+)"(?:, seq_idx=(\d+))?\];')
 _OTHER = re.compile(
     rf'digraph "circuit" {{|}}|  {_NAME} \[.*\];|  {_NAME} -> {_NAME} \[inner=true, .*\];'
 )
@@ -46,7 +49,8 @@ def write_dot(scores: PruneScores, graph: Graph) -> bytes:
         lines.append(f'  "{dot_text(name)}" [{", ".join([f"kind={node.kind}", *places])}];')
     for src, dest, seq_idx, score in listing.edges:
         where = "" if seq_idx is None else f", seq_idx={seq_idx}"
-        said = f"[score={score_text(score, dtype)}{where}]"
+        # Quoted: a bare number has no exponent in DOT.
+        said = f'[score="{score_text(score, dtype)}"{where}]'
         lines.append(f'  "{dot_text(src)}" -> "{dot_text(dest)}" {said};')
     for src, dest in listing.inner:
         lines.append(f'  "{dot_text(src)}" -> "{dot_text(dest)}" [inner=true, style=dotted];')
@@ -69,7 +73,9 @@ def _ours(text: str) -> tuple[dict[str, str], list[Listed]] | None:
     """What a file of our own says; None as soon as a line is not one that is written here."""
     facts: dict[str, str] = {}
     edges: list[Listed] = []
-    for line in text.splitlines():
+    for line in lines_of(text.rstrip(), "DOT"):
+        if len(line) > LONGEST:
+            return None
         if found := _EDGE.fullmatch(line):
             src, dest, score, seq_idx = found.groups()
             edges.append(_listed(_plain(src), _plain(dest), seq_idx, score))
@@ -104,11 +110,11 @@ def _by_pydot(text: str) -> tuple[dict[str, str], list[Listed]]:
             f"{WHAT} was not written by circuit_trace, or was changed since; others are read by pydot: "
             "pip install 'circuit-trace[dot]'."
         ) from error
-    if len(text) > MOST_FOREIGN or _depth(text) > DEEPEST:
+    if len(text) * 2 ** (min(_depth(text), 99) - 1) > MOST_FOREIGN:
         raise FormatError(
             f"{WHAT} was not written by circuit_trace, or was changed since; others are read up to "
-            f"{MOST_FOREIGN:,} characters and {DEEPEST} braces inside one another, as pydot is slow. "
-            "Save it as GraphML."
+            f"{MOST_FOREIGN:,} characters, fewer where braces stand inside one another, as pydot is "
+            "slow. Save it as GraphML."
         )
     try:
         # It prints where it fails.
@@ -117,7 +123,7 @@ def _by_pydot(text: str) -> tuple[dict[str, str], list[Listed]]:
     except Exception as error:  # whatever the parser meets
         raise FormatError(f"{WHAT} cannot be parsed: {type(error).__name__}.") from error
     if not found or found[0].get_type() != "digraph":
-        raise FormatError("This begins like DOT and is no digraph.")
+        raise FormatError("This begins like DOT and is no digraph that pydot can parse.")
     return _unquoted(found[0].get_attributes()), list(_edges(found[0]))
 
 

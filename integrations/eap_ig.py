@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +30,9 @@ from .flat import (
     unflatten,
     without_positions,
 )
+from .groups import Groups, check_groups, from_groups, to_groups
 from .shape import Shape, check_fits, letter
 from .untrusted import told
-
-Groups = Literal["sum", "same"]
-"""How scores of query heads' key inputs become one of their key-value head, and back."""
 
 WHAT = "This EAP-IG file"
 
@@ -77,7 +75,9 @@ def read_eap_ig(
         check_fits(shape, graph, WHAT, grouped=True)
     theirs = shape.graph()
     read = _read_tensors if "edges_scores" in data else _read_edges
-    scores = _to_groups(read(data, theirs, in_graph), theirs, graph, groups)
+    scores = read(data, theirs, in_graph)
+    if graph is not None:
+        scores = to_groups(scores, theirs, graph, groups)
     warn_without_positions(scores, model, "EAP-IG", "'input'")
     return {name: (s != 0).float() for name, s in scores.items()} if in_graph else scores
 
@@ -88,9 +88,14 @@ def _shape(cfg: Any) -> Shape:
             f"{WHAT} must say the model's shape in 'cfg' (n_layers, n_heads, parallel_attn_mlp); got "
             f"{told(cfg)}."
         )
-    heads = cfg["n_heads"]
-    parallel = cfg.get("parallel_attn_mlp", False)
-    return Shape(cfg["n_layers"], heads, heads, parallel=parallel)
+    return Shape.of_numbers(
+        {
+            "n_layers": cfg["n_layers"],
+            "n_heads": cfg["n_heads"],
+            "n_kv_heads": cfg["n_heads"],
+            "parallel": cfg.get("parallel_attn_mlp", False),
+        }
+    )
 
 
 def _read_edges(data: dict[Any, Any], theirs: Graph, in_graph: bool) -> PruneScores:
@@ -210,42 +215,6 @@ def _check_no_others(others: Tensor, theirs: Graph, key: str, in_graph: bool) ->
     )
 
 
-def _to_groups(
-    scores: PruneScores, theirs: Graph, graph: Graph | None, groups: Groups | None
-) -> PruneScores:
-    """One score per key-value head from those of the query heads that share it."""
-    if graph is None:
-        return scores
-    mine = Shape.of_graph(graph)
-    each = mine.n_heads // mine.n_kv_heads
-    if each == 1:
-        return scores
-    _check_groups(groups, mine)
-    found: PruneScores = {}
-    for module in graph.modules:
-        score = scores[module.name]
-        if len(module.dests) != len(theirs.module_by_name[module.name].dests):
-            score = score.view(-1, each, score.shape[-1])
-            if groups == "same" and not (score == score[:, :1]).all():
-                raise FormatError(
-                    "groups='same' needs equal scores in a group of query heads, and those of "
-                    f"{module.name!r} differ. groups='sum' adds them up."
-                )
-            score = score[:, 0].clone() if groups == "same" else score.sum(1)
-        found[module.name] = score
-    return found
-
-
-def _check_groups(groups: Any, shape: Shape) -> None:
-    if groups not in ("sum", "same"):
-        raise FormatError(
-            f"EAP-IG tells key and value inputs apart for each query head; a model of {shape} has one "
-            "for each key-value head. Say how one becomes the other: groups='sum' for effects, which "
-            "add up over a group (written, each head gets an equal share), groups='same' for masks "
-            f"and circuits (each head gets the same). Got groups={told(groups)}."
-        )
-
-
 def write_eap_ig(
     scores: PruneScores,
     model: Any,
@@ -268,17 +237,17 @@ def write_eap_ig(
             f"apart; this model has {shape}."
         )
     if shape.n_kv_heads != shape.n_heads:
-        _check_groups(groups, shape)
+        check_groups(groups, shape)
     warn_without_positions(scores, model, "EAP-IG", "'input'")
     theirs = replace(shape, n_kv_heads=shape.n_heads).graph()
     layout = _Layout(theirs)
     matrix = layout.lay(
-        flatten(theirs, _from_groups(unflatten(graph, flatten(graph, scores)), shape, groups))
+        flatten(theirs, from_groups(unflatten(graph, flatten(graph, scores)), shape, groups))
     )
     chosen = scores if in_graph is None else in_graph
-    kept = _from_groups(unflatten(graph, flatten(graph, chosen)), shape, "same")
+    kept = from_groups(unflatten(graph, flatten(graph, chosen)), shape, "same")
     mask = layout.lay(flatten(theirs, kept)) != 0
-    # A node that is written without a model's width: EAP-IG needs the key, for circuits of neurons.
+    # Without a model its width is not known; EAP-IG asks for the key, and needs it for neurons alone.
     width = getattr(getattr(model, "cfg", None), "d_model", 0)
     cfg = {
         "n_layers": shape.n_layers,
@@ -288,18 +257,6 @@ def write_eap_ig(
     }
     pack = _tensors if tensors else _json
     return pack(theirs, cfg, matrix, mask, _nodes(theirs, mask))
-
-
-def _from_groups(scores: PruneScores, shape: Shape, groups: Groups | None) -> PruneScores:
-    each = shape.n_heads // shape.n_kv_heads
-    if each == 1:
-        return scores
-    return {
-        name: (score / each if groups == "sum" else score).repeat_interleave(each, 0)
-        if name.endswith(("k_input", "v_input"))
-        else score
-        for name, score in scores.items()
-    }
 
 
 def _nodes(theirs: Graph, mask: Tensor) -> Tensor:

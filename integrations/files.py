@@ -6,7 +6,6 @@ two tools share one.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +18,14 @@ from circuit_trace.plan import PruneScores
 
 from .acdc import is_acdc, read_acdc, write_acdc
 from .dot import read_dot, write_dot
-from .eap_ig import Groups, is_eap_ig, read_eap_ig, write_eap_ig
+from .eap_ig import is_eap_ig, read_eap_ig, write_eap_ig
 from .edge_pruning import (
     is_edge_pruning,
     read_edge_pruning,
     write_edge_pruning,
 )
 from .flat import graph_for, graph_of
+from .groups import Groups
 from .mermaid import read_mermaid, write_mermaid
 from .networkx import read_graphml, write_graphml
 from .prune_scores import (
@@ -76,7 +76,7 @@ NO_ATTRIBUTION_GRAPHS = (
 
 
 def load_scores(
-    path: str | os.PathLike,
+    path: str | Path,
     model: Any = None,
     *,
     in_graph: bool = False,
@@ -214,7 +214,7 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 
 def save_scores(
     scores: PruneScores,
-    path: str | os.PathLike,
+    path: str | Path,
     model: Any = None,
     *,
     format: Format | None = None,

@@ -141,7 +141,7 @@ def _graph(facts: Mapping[str, Any], graph: Graph | None, what: str) -> Graph:
     numbers = {field.name: facts[field.name] for field in fields(Shape) if field.name in facts}
     seq_len = whole_number(facts.get("seq_len", -1)) or 0
     said = None if "seq_len" not in facts else max(seq_len, 0)
-    shape = Shape(**numbers) if {"n_layers", "n_heads", "n_kv_heads"} <= numbers.keys() else None  # pyright: ignore[reportArgumentType]
+    shape = Shape.of_numbers(numbers) if numbers else None
     if graph is None:
         if shape is None:
             raise FormatError(

@@ -20,7 +20,7 @@ from .listing import (
     read_listing,
     score_text,
 )
-from .untrusted import told
+from .untrusted import lines_of, told
 
 WHAT = "This Mermaid file"
 
@@ -59,7 +59,7 @@ def read_mermaid(text: str, graph: Graph | None, *, in_graph: bool = False) -> P
     facts: dict[str, str] = {}
     names: dict[str, str] = {}
     edges: list[Listed] = []
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(lines_of(text, "Mermaid"), 1):
         line = raw.strip()
         if found := _EDGE.fullmatch(line):
             src, score, position, dest = found.groups()

@@ -29,7 +29,7 @@ def holds_scores(data: dict[Any, Any]) -> bool:
     return any(True for _ in _leaves(data))
 
 
-def _leaves(data: dict[Any, Any]) -> Iterator[tuple[Keys, dict[str, Any]]]:
+def _leaves(data: dict[Any, Any]) -> Iterator[tuple[Keys, dict[Any, Any]]]:
     """Each dict of tensors with the keys that lead to it.
 
     A dict may stand in many places at once, so what is looked at is counted.
@@ -52,7 +52,7 @@ def _leaves(data: dict[Any, Any]) -> Iterator[tuple[Keys, dict[str, Any]]]:
             waiting.append(((*keys, key if isinstance(key, str) else told(key)), value))
 
 
-def select_scores(data: dict[Any, Any], select: str | Keys | None) -> dict[str, Tensor]:
+def select_scores(data: dict[Any, Any], select: str | Keys | None) -> dict[Any, Any]:
     """The one dict of tensors that is there, or that of the keys asked for.
 
     >>> nested = {"ioi": {"EAP": {"m": torch.ones(2)}, "ACDC": {"m": torch.zeros(2)}}}

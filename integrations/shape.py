@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ from .untrusted import told
 
 MOST_LAYERS, MOST_HEADS, MOST_EDGES = 1_000, 1_000, 50_000_000
 """More than these are no model, and are refused before anything is made for them."""
+
+_MOST = {"n_layers": MOST_LAYERS, "n_heads": MOST_HEADS, "n_kv_heads": MOST_HEADS}
 
 _NOWHERE = Point(nn.Identity())
 """Stands where a model would say which of its tensors is meant."""
@@ -53,21 +56,9 @@ class Shape:
     separate_qkv: bool = True
 
     def __post_init__(self) -> None:
-        for name, most in (
-            ("n_layers", MOST_LAYERS),
-            ("n_heads", MOST_HEADS),
-            ("n_kv_heads", MOST_HEADS),
-        ):
-            number = whole_number(getattr(self, name))
-            if number is None or not 1 <= number <= most:
-                raise FormatError(
-                    f"{name} must be a whole number from 1 to {most:,}; got "
-                    f"{told(getattr(self, name))}."
-                )
-            object.__setattr__(self, name, number)
-        for name in ("attn_only", "parallel", "separate_qkv"):
-            if not isinstance(getattr(self, name), bool):
-                raise FormatError(f"{name} must be True or False; got {told(getattr(self, name))}.")
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise _no_number(name, getattr(self, name))
         if self.n_heads % self.n_kv_heads:
             raise FormatError(
                 f"{self.n_heads} query heads cannot share {self.n_kv_heads} key-value heads evenly."
@@ -83,6 +74,29 @@ class Shape:
             raise FormatError(
                 f"A model of {self} has {self.n_edges:,} edges; at most {MOST_EDGES:,} are read."
             )
+
+    @classmethod
+    def of_numbers(cls, numbers: Mapping[str, Any]) -> Shape:
+        """The shape that a file says, whose values may be anything.
+
+        >>> print(Shape.of_numbers({"n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "parallel": True}))
+        2 layers of 4 heads and a parallel MLP
+
+        Raises:
+            FormatError: A value is missing, or is no number or truth that a model has.
+        """
+        known: dict[str, Any] = {}
+        for field in fields(cls):
+            value = numbers.get(field.name, None if field.name in _MOST else field.default)
+            if field.name in _MOST:
+                known[field.name] = whole_number(value)
+                if known[field.name] is None:
+                    raise _no_number(field.name, value)
+            elif isinstance(value, bool):
+                known[field.name] = value
+            else:
+                raise FormatError(f"{field.name} must be true or false; got {told(value)}.")
+        return cls(**known)
 
     def __str__(self) -> str:
         heads = f"{self.n_heads} head{'s' * (self.n_heads > 1)}"
@@ -188,10 +202,10 @@ class Shape:
         """Read the shape, and how many positions are told apart, off the keys and shapes of scores.
 
         >>> import circuit_trace as ct
-        >>> model = ct.wrap(ct.load_model("bundled"), seq_len=15)
+        >>> model = ct.wrap(ct.load_model("bundled"), seq_len=2)
         >>> shape, seq_len = Shape.of_scores(model.trace("Mary").masks)
         >>> print(shape, "at", seq_len, "positions")
-        2 layers of 4 heads and an MLP at 15 positions
+        2 layers of 4 heads and an MLP at 2 positions
 
         Raises:
             FormatError: They do not say it: other names, or modules that are left out.
@@ -227,6 +241,12 @@ class Shape:
             parallel = sources[-1:] == (1 + layer * (n_heads + 1),)
         shape = cls(last + 1, n_heads, shared[1][-2], attn_only, parallel, split)
         return shape, ended[0] if len(ended) == 2 else None
+
+
+def _no_number(name: str, value: Any) -> FormatError:
+    return FormatError(
+        f"{name} must be a whole number from 1 to {_MOST[name]:,}; got {told(value)}."
+    )
 
 
 def _shape_or_none(**numbers: int | bool) -> Shape | None:

@@ -30,6 +30,9 @@ MOST_TEXT_BYTES = 2**28
 MOST_ITEMS = 10_000_000
 """Numbers, lists and the like that a text may hold; each costs some hundred bytes when it is read."""
 
+MOST_RECORDS, MOST_PICKLED = 100_000, 2**25
+"""Tensors in a file, and bytes of what says how they belong together; some 500,000 edges of ACDC's."""
+
 ZIP_START = b"PK\x03\x04"
 """What a file begins with that `torch.save` wrote."""
 
@@ -121,6 +124,16 @@ def decode(data: bytes) -> str:
         ) from error
 
 
+def lines_of(text: str, what: str) -> list[str]:
+    """The lines of a text.
+
+    Raises:
+        FormatError: There are too many.
+    """
+    check_items(text, "\n", what)
+    return text.split("\n")
+
+
 def check_items(text: str, marks: str, what: str) -> None:
     """Check that a text holds no more than can be read into memory.
 
@@ -170,17 +183,24 @@ def load_torch(data: bytes) -> Any:
     try:
         records = _records(data)
         name = _only_pickle(records)
+        if len(records[name]) > MOST_PICKLED:
+            raise FormatError(
+                f"This file lists {len(records[name]):,} bytes of names and numbers beside its tensors; "
+                f"at most {MOST_PICKLED:,} are read."
+            )
         _check_names(records[name])
         return torch.load(_archive(records), weights_only=True, map_location="cpu")
     except FormatError:
         raise
     except Exception as error:  # damaged files fail in every way there is, in three libraries
         raise FormatError(
-            f"This file of torch.save's is damaged ({type(error).__name__}: {_first_line(error)})."
+            f"This file of torch.save's is damaged ({type(error).__name__})."
         ) from error
 
 
 def _records(data: bytes) -> dict[str, bytes]:
+    if data.count(b"PK\x01\x02") > MOST_RECORDS:
+        raise FormatError(f"This archive has more than {MOST_RECORDS:,} entries.")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -245,7 +265,3 @@ def refuse_pickle() -> FormatError:
         "calling functions that the file names, so it cannot be read safely. Where you trust it, load "
         "it yourself, with pickle.load or torch.load, and write it again with torch.save."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:120]
