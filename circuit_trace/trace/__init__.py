@@ -2,7 +2,7 @@
 
 from circuit_trace.trace.about import About as About
 from circuit_trace.trace.diff import TraceDiff as TraceDiff
-from circuit_trace.trace.diff import check_comparable as check_comparable
+from circuit_trace.trace.diff import check_same_graph as check_same_graph
 from circuit_trace.trace.heads import HeadRecord as HeadRecord
 from circuit_trace.trace.lens import Direction as Direction
 from circuit_trace.trace.lens import Lens as Lens

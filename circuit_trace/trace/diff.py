@@ -39,7 +39,18 @@ class TraceDiff:
     other: Trace
 
     def __post_init__(self) -> None:
-        check_comparable(self.trace, self.other)
+        if not isinstance(self.other, type(self.trace)):
+            raise InputError(
+                f"A trace is compared with another trace; got {type(self.other).__name__}."
+            )
+        check_same_graph(self.trace, self.other)
+        shapes = [(one.batch, one.seq) for one in (self.trace, self.other)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                "The two traces must be of one shape, [batch, seq]; got {} × {} and {} × {}.".format(
+                    *shapes[0], *shapes[1]
+                )
+            )
 
     def table(
         self, edges: EdgesArg | Edges | None = None, *, batch_idx: BatchIdx = 0
@@ -145,12 +156,8 @@ class TraceDiff:
         return f"<TraceDiff: {len(self._edges):,} edges of {self.trace!r} and {self.other!r}>"
 
 
-def check_comparable(trace: Any, other: Any) -> None:
-    """Raise InputError where these are not two traces of one graph and shape."""
-    from circuit_trace.trace.trace import Trace
-
-    if not isinstance(other, Trace):
-        raise InputError(f"A trace is compared with another trace; got {type(other).__name__}.")
+def check_same_graph(trace: Trace, other: Trace) -> None:
+    """Raise InputError where two traces are not of one model, with the same positions told apart."""
     if trace.graph is not other.graph and trace.graph.nodes != other.graph.nodes:
         raise InputError(
             f"The two traces are of different models: {len(trace.graph.nodes)} nodes and "
@@ -160,11 +167,6 @@ def check_comparable(trace: Any, other: Any) -> None:
         raise InputError(
             "The two traces must tell the same positions apart: their models were wrapped with "
             f"seq_len={trace.graph.seq_len} and {other.graph.seq_len}."
-        )
-    if (trace.batch, trace.seq) != (other.batch, other.seq):
-        raise InputError(
-            f"The two traces must be of one shape: {trace.batch} × {trace.seq} and {other.batch} × "
-            f"{other.seq} ([batch, seq])."
         )
 
 

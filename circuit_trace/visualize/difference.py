@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import plotly.graph_objects as go
 import torch
 
-from circuit_trace.errors import FigureError
+from circuit_trace.errors import FigureError, InputError
 from circuit_trace.graph import Graph
 from circuit_trace.plan import PruneScores, check_scores
-from circuit_trace.trace import BatchIdx, Trace, edge_numbers
+from circuit_trace.trace import BatchIdx, Trace, check_same_graph, edge_numbers
 from circuit_trace.visualize.draw import present
 from circuit_trace.visualize.edges import (
     APPEARED,
@@ -187,16 +187,10 @@ def _graph(before: Any, after: Any, model: Any) -> Graph:
     if isinstance(before, Trace) != isinstance(after, Trace):
         raise FigureError("Compare two traces, or two sets of scores; got one of each.")
     if isinstance(before, Trace):
-        if before.graph is not after.graph and before.graph.nodes != after.graph.nodes:
-            raise FigureError(
-                f"The two traces are of different models: {len(before.graph.nodes)} nodes and "
-                f"{len(after.graph.nodes)}."
-            )
-        if before.graph.seq_len != after.graph.seq_len:
-            raise FigureError(
-                "The two traces must tell the same positions apart: their models were wrapped with "
-                f"seq_len={before.graph.seq_len} and {after.graph.seq_len}."
-            )
+        try:
+            check_same_graph(before, after)
+        except InputError as error:
+            raise FigureError(str(error)) from error
         return after.graph
     graph = getattr(model, "graph", None)
     if not isinstance(graph, Graph):

@@ -126,7 +126,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "another shape": (
         lambda: wrapped("hooked LN").trace(CLEAN).diff(wrapped("hooked LN").trace(CLEAN[:1])),
-        "of one shape: 2 × 6 and 1 × 6",
+        "of one shape, [batch, seq]; got 2 × 6 and 1 × 6.",
     ),
     "no such column": (
         lambda: (
