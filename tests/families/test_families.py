@@ -16,7 +16,7 @@ from torch.testing import assert_close
 import circuit_trace as ct
 from circuit_trace.integrations.transformer_lens import anatomy
 from circuit_trace.trace import Lens
-from circuit_trace.trace.lens import end_of_stream
+from circuit_trace.trace.inputs import stream_at
 from tests.families.models import (
     COHERE,
     CONFIGS,
@@ -100,7 +100,7 @@ def test_outputs_have_shares_of_the_logits(architecture: str) -> None:
     of the pass: for one scale of the final norm, before a soft cap or scaling."""
     model = wrapped(architecture)
     trace = model.trace(tokens(1), corrupt=tokens(2), edges=["A0.1->Resid End", "MLP 1->Resid End"])
-    received = end_of_stream(trace, 1)
+    received = stream_at(trace, model.dests[-1], 1)
     shares = Lens.of(trace, 1).logits(received, range(trace.seq))
     unembed = model.anatomy.unembed
     assert unembed is not None
