@@ -307,7 +307,7 @@ def _live_note(
             direction=direction,
             what="patched − current" if trace.patched else "what its source wrote",
         )
-        what = f" On {_which(drawn)}: {what}."
+        what = f" On {_which(drawn, ', of equals those that change most')}: {what}."
     width = WHAT_WIDTHS_SAY[style.width].format(direction=direction)
     if style.width == "projection" and not trace.patched:
         width = f"|current along {direction}|"
@@ -322,12 +322,10 @@ def _live_note(
 def _score_note(drawn: list[DrawnEdge], threshold: float) -> str:
     if not drawn:
         return f"No edge has |score| ≥ {mask_text(threshold)}."
-    return f"Width: |score|. On {_which(drawn)}: its score."
+    return f"Width: |score|. On {_which(drawn, '')}: its score."
 
 
-def _which(drawn: list[DrawnEdge]) -> str:
-    return (
-        "each edge"
-        if len(drawn) <= MOST_SHORT_LABELS
-        else f"the {MOST_SHORT_LABELS} widest, of equals those that change most"
-    )
+def _which(drawn: list[DrawnEdge], of_equals: str) -> str:
+    if len(drawn) <= MOST_SHORT_LABELS:
+        return "each edge"
+    return f"the {MOST_SHORT_LABELS} widest{of_equals}"
