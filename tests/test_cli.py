@@ -22,6 +22,8 @@ MASKS = {"A1.0->Resid End": 1.0, "MLP 0->A1.*.V": 0.5}
 
 Printed = pytest.CaptureFixture[str]
 
+pytestmark = pytest.mark.filterwarnings("ignore::circuit_trace.FormatWarning")
+
 
 @pytest.fixture(scope="module")
 def model() -> ct.PatchableModel:
