@@ -239,6 +239,11 @@ ABSURD: dict[str, tuple[Path_, Any, str]] = {
     "reads": (("reads",), [None] * 1000, "expected a list of 0 to 24 entries"),
     "a read": (("reads", 0, "dests"), [], "expected a list of 1 to 3 entries"),
     "an unknown read": (("reads", 0, "dests"), [3], "whole number from 0 to 2"),
+    "half of a layer's heads": (
+        ("graph", "modules", 0, "n_sources"),
+        2,
+        "all of a layer's heads or none",
+    ),
     "heads that read": (("reads", 0, "heads"), [2], "whole number from 0 to 1"),
     "what was seen": (("reads", 0, "seen"), {"tensor": CODE}, r"tensor of the shape \[1, 3, 8\]"),
     "where": (

@@ -265,6 +265,9 @@ def _reads(item: Item, graph: Graph, batch: int, seq: int, tensors: _Tensors) ->
 def _read(item: Item, graph: Graph, batch: int, seq: int, tensors: _Tensors) -> Read:
     last = len(graph.modules) - 1
     dests = tuple(one.whole(0, last) for one in item["dests"].entries(1, last + 1))
+    ends = [graph.modules[dest].n_sources for dest in dests]
+    if any(after.slot > 0 for end in ends for after in graph.srcs[end : end + 1]):
+        item["dests"].refuse("destinations that read all of a layer's heads or none, as biases do")
     n_heads = tuple(len(graph.modules[dest].dests) for dest in dests)
     heads = None
     if item["heads"].optional is not None:
