@@ -15,6 +15,7 @@ from torch.testing import assert_close
 import circuit_trace as ct
 from tests.footprint import footprint, lent
 from tests.models import CASES, TWO, oracle, shared, tokens, wrapped
+from tests.models import hooked as build_hooked
 from tests.oracle import Ask
 
 SEQ = 6
@@ -710,3 +711,9 @@ def test_numbers_of_numpy_are_whole_numbers_too() -> None:
     for odd in (True, 2.5, "3"):
         with pytest.raises(ct.EdgeError, match="expected a whole number"):
             model.edge("A0.1->MLP 1", odd)
+
+
+def test_outputs_of_a_model_of_another_width_are_refused() -> None:
+    wide = ct.wrap(build_hooked(d_model=12)).source_outputs(CORRUPT)
+    with pytest.raises(ct.InputError, match=r"its stream is 12 wide \(d_model\), this one's 10"):
+        wrapped("hooked LN").trace(CLEAN, patched=wide, edges=["A0.1->MLP 1"])

@@ -40,6 +40,10 @@ class Graph:
     modules: tuple[DestModule, ...]
     seq_len: int | None = None
 
+    def is_like(self, other: Graph) -> bool:
+        """Whether another graph has the same nodes and positions, so that edges' numbers agree."""
+        return self is other or (self.seq_len == other.seq_len and self.nodes == other.nodes)
+
     @cached_property
     def dests(self) -> tuple[DestNode, ...]:
         """Every destination, in order."""

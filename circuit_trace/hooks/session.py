@@ -152,7 +152,7 @@ class Session:
         if number == 0:
             shape = (tensor.shape[0], tensor.shape[1])
             for plan in self.plans:
-                _check_fits(plan, *shape)
+                _check_fits(plan, *shape, tensor.shape[-1])
             self._pass = _Pass(self._tokens, shape, self.plans, self._deltas)
             self._tokens = None
         bias = self.anatomy.sources[number].bias()
@@ -328,7 +328,7 @@ def _each(callbacks: list[OnTensor]) -> Callable[[Tensor], None]:
     return on_tensor
 
 
-def _check_fits(plan: Plan, batch: int, seq: int) -> None:
+def _check_fits(plan: Plan, batch: int, seq: int, d_model: int) -> None:
     if plan.graph.seq_len not in (None, seq):
         raise InputError(
             f"The model was wrapped with seq_len={plan.graph.seq_len}, but this pass has {seq} "
@@ -336,6 +336,12 @@ def _check_fits(plan: Plan, batch: int, seq: int) -> None:
         )
     if plan.patched is not None:
         plan.patched.fitted(batch, seq)
+        width = plan.patched.sites[0].d_model
+        if width != d_model:
+            raise InputError(
+                f"The patched outputs come from another model: its stream is {width} wide (d_model), "
+                f"this one's {d_model}."
+            )
 
 
 def _add(tensor: Tensor, delta: Delta) -> Tensor:

@@ -71,12 +71,15 @@ def mask_makers(
     return makers, named
 
 
-def select(graph: Graph, edges: EdgesArg) -> Edges:
-    """The edges that are named, each once, in the graph's order.
+def select(graph: Graph, edges: EdgesArg | Edges) -> Edges:
+    """The edges that are named, each once, in the graph's order; edges of another graph are looked
+    up by their names.
 
     Raises:
         EdgeError: There is no such edge.
     """
+    if isinstance(edges, Edges) and edges.graph.is_like(graph):
+        return edges
     return Edges(graph, sorted(_values(graph, edges, graph.read, graph.numbers_of, "edge")))
 
 
@@ -94,7 +97,7 @@ def _values(
     than by a glob and at its position rather than at all, takes its mask from there."""
     if isinstance(given, str | Edge | SrcNode) or _is_positioned(given):
         given = (given,)
-    if not isinstance(given, Iterable):
+    if not isinstance(given, Iterable) or isinstance(given, Tensor):
         raise EdgeError(
             f"Cannot read {given!r} as {what}s: expected names, {what.capitalize()} objects or "
             "pairs (seq_idx, name), or a mapping from them to masks."

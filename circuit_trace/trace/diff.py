@@ -44,12 +44,14 @@ class TraceDiff:
                 f"A trace is compared with another trace; got {type(self.other).__name__}."
             )
         check_same_graph(self.trace, self.other)
-        shapes = [(one.batch, one.seq) for one in (self.trace, self.other)]
+        shapes = [
+            f"{one.batch} × {one.seq} × {one.current.sites[0].d_model}"
+            for one in (self.trace, self.other)
+        ]
         if shapes[0] != shapes[1]:
             raise InputError(
-                "The two traces must be of one shape, [batch, seq]; got {} × {} and {} × {}.".format(
-                    *shapes[0], *shapes[1]
-                )
+                f"The two traces must be of one shape, [batch, seq, d_model]; got {shapes[0]} and "
+                f"{shapes[1]}."
             )
 
     def table(
@@ -75,7 +77,7 @@ class TraceDiff:
         self.trace.check_batch_idx(batch_idx)
         graph = self.trace.graph
         chosen = self._edges if edges is None else edges
-        rows = Rows.of(graph, chosen if isinstance(chosen, Edges) else select(graph, chosen))
+        rows = Rows.of(graph, select(graph, chosen))
         strings = [
             None if batch_idx == "mean" else one.token_strings(batch_idx)
             for one in (self.trace, self.other)
@@ -94,8 +96,8 @@ class TraceDiff:
     def top(
         self,
         n: int = 20,
-        *,
         by: str = "received_change",
+        *,
         edges: EdgesArg | Edges | None = "*->*",
         batch_idx: BatchIdx = 0,
     ) -> pd.DataFrame:

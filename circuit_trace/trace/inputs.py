@@ -50,7 +50,9 @@ def input_of(trace: Trace, dest: DestNode) -> Float[Tensor, "batch seq d_model"]
     place = trace.graph.modules.index(trace.graph.module_by_name[dest.module_name])
     for read in reversed(trace.reads):
         if place in read.dests and (read.heads is None or dest.slot in read.heads):
-            _check(found, read, dest, trace.current.sites[0].code.dtype)
+            dtype = trace.current.sites[0].code.dtype
+            # A loaded trace may have been saved in half precision.
+            _check(found, read, dest, dtype if trace.about.written is None else torch.bfloat16)
             break
     return found
 

@@ -203,7 +203,7 @@ class Trace:
         """
         chosen = self.edges or self.graph.edges
         if edges is not None:
-            chosen = edges if isinstance(edges, Edges) else select(self.graph, edges)
+            chosen = select(self.graph, edges)
         return edge_table(
             self,
             chosen,
@@ -241,8 +241,8 @@ class Trace:
     def top(
         self,
         n: int = 20,
-        *,
         by: str = "delta_norm",
+        *,
         edges: EdgesArg | Edges | None = None,
         **options: Any,
     ) -> pd.DataFrame:

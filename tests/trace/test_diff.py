@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from tests.models import TYPICAL, tokens, wrapped
+from tests.models import TYPICAL, hooked, tokens, wrapped
 
 SEQ = 6
 CLEAN, CORRUPT, OTHER = (tokens(seed, seq=SEQ) for seed in (1, 2, 3))
@@ -126,7 +126,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "another shape": (
         lambda: wrapped("hooked LN").trace(CLEAN).diff(wrapped("hooked LN").trace(CLEAN[:1])),
-        "of one shape, [batch, seq]; got 2 × 6 and 1 × 6.",
+        "of one shape, [batch, seq, d_model]; got 2 × 6 × 10 and 1 × 6 × 10.",
+    ),
+    "another width": (
+        lambda: wrapped("hooked LN").trace(CLEAN).diff(ct.wrap(hooked(d_model=12)).trace(CLEAN)),
+        "of one shape, [batch, seq, d_model]; got 2 × 6 × 10 and 2 × 6 × 12.",
     ),
     "no such column": (
         lambda: (

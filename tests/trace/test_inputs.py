@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +79,10 @@ def test_a_stream_that_hooks_changed_is_not_made_up() -> None:
     for dest in ("A1.0.Q", "MLP 1", "Resid End"):
         with pytest.raises(ct.InputError, match=f"{dest} read something else than the sum of what"):
             _ = trace.dest(dest).input
+
+
+def test_of_a_trace_saved_in_half_precision(tmp_path: Path) -> None:
+    trace = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=["A0.1->MLP 1"])
+    trace.save(tmp_path / "x.trace", dtype=torch.bfloat16)
+    found = ct.Trace.load(tmp_path / "x.trace").dest("MLP 1").input
+    assert_close(found, trace.dest("MLP 1").input, rtol=0.05, atol=0.05)

@@ -272,12 +272,26 @@ def test_a_row_at_each_position_of_a_model_without_positions() -> None:
     pd.testing.assert_frame_equal(one, other, rtol=1e-4)
 
 
+@pytest.mark.parametrize("seq_len", [None, SEQ])
+def test_edges_of_another_graph_are_taken_by_name(seq_len: int | None) -> None:
+    trace = wrapped("hooked LN", seq_len).trace(CLEAN)
+    other = wrapped("hooked grouped").trace(CLEAN, corrupt=CORRUPT, edges=["A0.1->A1.0.K"])
+    for table in (trace.table(other.edges), trace.diff(trace).table(other.edges)):
+        assert set(table["edge"]) == {"A0.1->A1.0.K"}
+        assert len(table) == (seq_len or 1)
+    at_one = wrapped("hooked LN", SEQ).trace(CLEAN, corrupt=CORRUPT, edges=["A0.1->MLP 1 @3"])
+    if seq_len is None:
+        with pytest.raises(ct.EdgeError, match="was asked for at position 3"):
+            trace.table(at_one.edges)
+
+
 @pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize(
     ("ask", "error", "message"),
     [
         (lambda t: t.table("A0.*->B*"), ct.EdgeError, "No destination matches 'B*'"),
         (lambda t: t.table(3), ct.EdgeError, "Cannot read 3 as edges"),
+        (lambda t: t.table(torch.ones(())), ct.EdgeError, "Cannot read tensor(1.) as edges"),
         (lambda t: t.edges_into("A0.1->MLP 1"), ct.EdgeError, "Unknown destination"),
         (lambda t: t.edges_from("Resid End"), ct.EdgeError, "can only be a destination"),
         (lambda t: t.top(0), ct.InputError, "top needs a whole number of edges, 1 or more; got 0."),
