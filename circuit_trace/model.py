@@ -214,6 +214,11 @@ class PatchableModel:
         """The wrapped model's configuration."""
         return self.anatomy.cfg
 
+    @property
+    def has_open_patch(self) -> bool:
+        """Whether this wrapper of the model or another one has a patch open."""
+        return self.wrapped_model in _PATCHED_BY
+
     def edge(self, name: EdgeSpec, seq_idx: int | None = None) -> Edge:
         """Look an edge up by its name, such as `A5.2->A7.1.Q`, or by `(seq_idx, name)`.
 

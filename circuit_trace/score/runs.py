@@ -3,7 +3,7 @@ the metric of the clean prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ def run_pairs(
     if record.logits is None:
         raise InputError("The model returned no logits, so no metric can be computed from them.")
     own = SourceOutputs(model.srcs, tuple(record.outputs), batch, seq)
-    other = _patched_in(model, pairs, ablation, patched).fitted(batch, seq)
+    other = patched_in(model, pairs, ablation, patched).fitted(batch, seq)
     clean = metric(record.logits, pairs, record.logits).detach().double().cpu()
     if not clean.isfinite().all():
         prompt = int((~clean.isfinite()).nonzero()[0])
@@ -102,12 +102,19 @@ def run_pairs(
     return PairRun(model, pairs, metric, own, other, record.logits, clean)
 
 
-def _patched_in(
+def patched_in(
     model: PatchableModel,
     pairs: PromptPairs,
     ablation: AblationType,
     patched: SourceOutputs | None,
+    forward: Mapping[str, Any] | None = None,
 ) -> SourceOutputs:
+    """What is patched into a batch: what is given, or what its corrupt prompts give; where there are
+    none, what an ablation makes of the clean ones.
+
+    Raises:
+        InputError: There is neither.
+    """
     if patched is not None:
         return patched
     if ablation is AblationType.RESAMPLE and pairs.corrupt is None:
@@ -115,7 +122,8 @@ def _patched_in(
             "There is nothing to patch in: give corrupt prompts, (clean, corrupt), or an ablation "
             "that needs none, such as ablation=ct.AblationType.ZERO."
         )
-    return model.source_outputs(pairs.clean if pairs.corrupt is None else pairs.corrupt, ablation)
+    prompts = pairs.clean if pairs.corrupt is None else pairs.corrupt
+    return model.source_outputs(prompts, ablation, forward=forward)
 
 
 def check_patched(model: PatchableModel, ablation: Any, patched: Any) -> None:

@@ -44,6 +44,11 @@ class Unfinished:
         self._settings = json.loads(json.dumps(settings))
         self._written_at = float("-inf")
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a file at all."""
+        return self._path is not None
+
     def load(self, start: State) -> State:
         """What an earlier run has left, or where there is no file yet the state to start from.
 
