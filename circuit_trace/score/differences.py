@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuit_trace.graph import DestModule, Graph
+from circuit_trace.hooks.delta import Scratch
 from circuit_trace.plan import SiteOutput, SourceOutputs, project
 
 
@@ -26,17 +27,28 @@ class Differences:
         self._current = current
         self._patched = patched
         self._n_projected = self._n_sites = 0
+        self._scratch = Scratch()
 
     def products(
-        self, module: DestModule, gradient: Float[Tensor, "head batch seq d_model"]
+        self, module: DestModule, gradients: Iterable[tuple[slice, Tensor]]
     ) -> Float[Tensor, "pos edge"]:
-        """(P − C) · gradient of every edge into a module: at each position, or summed over all."""
+        """(P − C) · gradient of every edge into a module: at each position, or summed over all.
+
+        The gradients `[head, batch, seq, d_model]` come for some heads at a time and add up.
+        """
         rows = self._first(module.n_sources)
-        gradient = gradient.to(rows)
-        if self.graph.seq_len is None:
-            return (gradient.flatten(1) @ rows.flatten(1).T).view(1, -1)
-        by_position = gradient.permute(2, 0, 1, 3).flatten(2)
-        return torch.bmm(by_position, rows.flatten(2).permute(1, 2, 0)).flatten(1)
+        has_positions = self.graph.seq_len is not None
+        lead = (rows.shape[1], len(module.dests)) if has_positions else (len(module.dests),)
+        whole = self._scratch.like(rows, *lead, *rows.shape[1 + has_positions :])
+        begun: set[int] = set()
+        for heads, part in gradients:
+            into = whole[:, heads] if has_positions else whole[heads]
+            part = part.permute(2, 0, 1, 3) if has_positions else part
+            into.add_(part) if heads.start in begun else into.copy_(part)
+            begun.add(heads.start)
+        if not has_positions:
+            return (whole.flatten(1) @ rows.flatten(1).T).view(1, -1)
+        return torch.bmm(whole.flatten(2), rows.flatten(2).permute(1, 2, 0)).flatten(1)
 
     def norms(self) -> Float[Tensor, "pos source"]:
         """‖P − C‖ of every source at each position, or over all, summed over prompts."""
@@ -58,12 +70,7 @@ class Differences:
     def code_of_site(self, number: int) -> Float[Tensor, "batch seq node width"] | None:
         """The same before the site's weights, None where the two have different ones."""
         now, then = self._current[number], self._patched.sites[number]
-        mine, theirs = now.weight, then.weight
-        if mine is None or theirs is None:
-            are_equal = mine is theirs
-        else:  # some models make a new tensor of their weights each time that they are asked for them
-            are_equal = torch.equal(mine, theirs)
-        return then.code.to(now.code) - now.code if are_equal else None
+        return then.code.to(now.code) - now.code if _are_equal(now.weight, then.weight) else None
 
     def _first(self, n_sources: int) -> Tensor:
         """The first sources' differences, those of further sites computed when they are needed."""
@@ -82,6 +89,13 @@ class Differences:
         axes = (batch, seq) if self.graph.seq_len is None else (seq, batch)
         wide = torch.promote_types(code.dtype, torch.float32)
         return code.new_empty((len(self.graph.srcs), *axes, d_model), dtype=wide)
+
+
+def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """By value: some models make a new tensor of their weights each time that they are asked."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other.to(one))
 
 
 def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -6,15 +6,16 @@ for at the readers alone (`torch.autograd.grad`), and the hooks are gone before 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
@@ -31,6 +32,11 @@ Change = tuple[Point, Callable[[Tensor], Tensor]]
 """A tensor that passes in the model, and what shall pass in its place."""
 
 
+AT_ONCE = {"cpu": 2**22, "cuda": 2**28}
+"""Bytes of the stream as heads read it that are worked on at a time: what a processor's cache holds, and
+on a GPU enough to keep it busy."""
+
+
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """What one pass leaves: the sources' outputs, the logits, and the gradients of the metric, summed
@@ -41,21 +47,38 @@ class Gradients:
     streams: Mapping[DestSite, Tensor]
     at_readers: Mapping[Reader, Tensor]
 
-    def into(self, dest: DestSite) -> Float[Tensor, "head batch seq d_model"]:
-        """The gradient with respect to the stream as each head of a module reads it."""
-        return sum((self._through(dest, reader) for reader in dest.readers), torch.zeros(()))
+    def into(
+        self, dest: DestSite
+    ) -> Iterator[tuple[slice, Float[Tensor, "head batch seq d_model"]]]:
+        """The gradients with respect to the stream as some heads of a module read it, a part of its
+        heads after the other; those of several readers add up."""
+        for reader in dest.readers:
+            gradient = self.at_readers[reader]
+            if reader.project is None:
+                yield slice(0, 1), gradient[None]
+                continue
+            stream, n_heads = self.streams[dest], len(dest.names)
+            by_head = gradient.reshape(*stream.shape[:2], n_heads, -1).permute(2, 0, 1, 3)
+            for heads in range(n_heads)[:: _heads_at_once(stream)]:
+                part = slice(heads, min(n_heads, heads + _heads_at_once(stream)))
+                yield (
+                    part,
+                    _pulled_back(reader.project, stream, by_head[part], range(n_heads)[part]),
+                )
 
-    def _through(self, dest: DestSite, reader: Reader) -> Tensor:
-        gradient = self.at_readers[reader]
-        if reader.project is None:
-            return gradient[None]
-        # Every head reads the same stream, but each has a gradient of its own.
-        heads, stream = range(len(dest.names)), self.streams[dest]
-        gradient = gradient.reshape(*stream.shape[:2], len(heads), -1).permute(2, 0, 1, 3)
-        with torch.enable_grad(), torch.autocast(stream.device.type, enabled=False):
-            read = stream.expand(len(heads), *stream.shape).requires_grad_()
-            computed = reader.project(read, heads)
-            return torch.autograd.grad(computed, read, gradient.to(computed))[0]
+
+def _heads_at_once(stream: Tensor) -> int:
+    most = AT_ONCE.get(stream.device.type, max(AT_ONCE.values()))
+    return max(1, most // stream.nbytes)
+
+
+def _pulled_back(project: Any, stream: Tensor, gradient: Tensor, heads: Sequence[int]) -> Tensor:
+    """The gradient with respect to the stream as each head reads it: they all read the same, but each
+    head has a gradient of its own."""
+    with torch.enable_grad(), torch.autocast(stream.device.type, enabled=False):
+        read = stream.expand(len(heads), *stream.shape).requires_grad_()
+        computed = project(read, heads)
+        return torch.autograd.grad(computed, read, gradient.to(computed))[0]
 
 
 def gradients(
@@ -85,17 +108,16 @@ def gradients(
             "The pass did not reach the end of the residual stream, so nothing can be scored."
         )
     total = summed(metric(logits, batch, clean_logits))
-    readers = list(taps.read)
-    found = torch.autograd.grad(total, [taps.read[one] for one in readers], allow_unused=True)
-    shape = session.record.outputs[0].code.shape
+    edges = [tap.edge for tap in taps.read.values()]
+    found = torch.autograd.grad(total, edges, allow_unused=True)
+    outputs = tuple(session.record.outputs)
+    batch_and_seq = outputs[0].code.shape[0], outputs[0].code.shape[1]
     at_readers = {
         reader: unflattened(
-            torch.zeros_like(taps.read[reader]) if gradient is None else gradient,
-            (shape[0], shape[1]),
+            logits.new_zeros(tap.shape) if gradient is None else gradient, batch_and_seq
         )
-        for reader, gradient in zip(readers, found, strict=True)
+        for (reader, tap), gradient in zip(taps.read.items(), found, strict=True)
     }
-    outputs = tuple(session.record.outputs)
     return Gradients(outputs, logits.detach(), taps.streams, at_readers)
 
 
@@ -133,12 +155,19 @@ def summed(values: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
     return values.sum()
 
 
+class _Tap(NamedTuple):
+    """Where in the graph of gradients a reader's tensor is, and its shape."""
+
+    edge: GradientEdge
+    shape: torch.Size
+
+
 class _Taps:
     """The hooks that make the graph of gradients start at the stream and give each reader's tensor
     a name of its own, so that its gradient is that of this reader alone."""
 
     def __init__(self, anatomy: Anatomy, change: Change | None) -> None:
-        self.read: dict[Reader, Tensor] = {}
+        self.read: dict[Reader, _Tap] = {}
         self.streams: dict[DestSite, Tensor] = {}
         self._anatomy = anatomy
         self._change = change
@@ -169,8 +198,9 @@ class _Taps:
         self.streams[dest] = unflattened(tensor.detach(), self._shape)
 
     def _tap(self, reader: Reader, tensor: Tensor) -> Tensor:
-        # A copy rather than a view: a hook behind this one may write into it.
-        self.read[reader] = copy = tensor.clone()
+        copy = tensor.clone()
+        # Not the copy itself: a hook behind this one may write into it.
+        self.read[reader] = _Tap(get_gradient_edge(copy), copy.shape)
         return copy
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from circuit_trace.errors import InputError
@@ -27,8 +27,8 @@ class PromptPairs:
     or more a prompt; None where the metric needs none.
     """
 
-    clean: Int[Tensor, "batch seq"]
-    corrupt: Int[Tensor, "batch seq"] | None
+    clean: Shaped[Tensor, "batch seq *input"]
+    corrupt: Shaped[Tensor, "batch seq *input"] | None
     answers: Int[Tensor, "batch answer"] | None = None
     wrong_answers: Int[Tensor, "batch wrong"] | None = None
 
