@@ -43,6 +43,9 @@ from circuit_trace.model import wrap as wrap
 from circuit_trace.plan import AblationType as AblationType
 from circuit_trace.plan import PruneScores as PruneScores
 from circuit_trace.plan import SourceOutputs as SourceOutputs
+from circuit_trace.score.circuit import circuit as circuit
+from circuit_trace.score.edges import score_edges as score_edges
+from circuit_trace.score.exact import exact_scores as exact_scores
 from circuit_trace.trace import Trace as Trace
 from circuit_trace.trace import TraceDiff as TraceDiff
 

@@ -214,6 +214,11 @@ class PatchableModel:
         """The wrapped model's configuration."""
         return self.anatomy.cfg
 
+    @property
+    def has_open_patch(self) -> bool:
+        """Whether this wrapper of the model or another one has a patch open."""
+        return self.wrapped_model in _PATCHED_BY
+
     def edge(self, name: EdgeSpec, seq_idx: int | None = None) -> Edge:
         """Look an edge up by its name, such as `A5.2->A7.1.Q`, or by `(seq_idx, name)`.
 
@@ -379,7 +384,7 @@ class PatchableModel:
             )
         _check_ablation(ablation)
         more = _checked_forward(forward)
-        clean = self._to_tokens(tokens)
+        clean = self.tokens_of(tokens)
         with torch.no_grad():
             if patched is None:
                 patched = self._patched_for(clean, corrupt, ablation, edges, masks, nodes, more)
@@ -414,7 +419,7 @@ class PatchableModel:
         forward: Mapping[str, Any],
     ) -> SourceOutputs | None:
         if corrupt is not None:
-            corrupt = self._to_tokens(corrupt)
+            corrupt = self.tokens_of(corrupt)
             _check_same_shape(clean, corrupt)
         nothing_asked = edges is None and masks is None and nodes is None and corrupt is None
         needs_corrupt = ablation is AblationType.RESAMPLE or ablation.corrupt_dataset
@@ -425,7 +430,12 @@ class PatchableModel:
             return self.source_outputs(pairs, ablation, forward=forward)
         return self.source_outputs(clean if corrupt is None else corrupt, ablation, forward=forward)
 
-    def _to_tokens(self, tokens: Any) -> Any:
+    def tokens_of(self, tokens: Any) -> Any:
+        """Token ids `[batch, seq]` of a prompt or more: a string, a list of strings, or ids, checked.
+
+        Raises:
+            InputError: They are none that this model can run.
+        """
         is_text = isinstance(tokens, str) or (
             isinstance(tokens, list | tuple)
             and len(tokens) > 0
@@ -477,7 +487,7 @@ class PatchableModel:
 
     def _record(self, data: Any, forward: Mapping[str, Any] | None = None) -> PassRecord:
         """Run one batch outside every open patch and return its record."""
-        batch, more = self._to_tokens(data), _checked_forward(forward)
+        batch, more = self.tokens_of(data), _checked_forward(forward)
         self._check_alone()
         session = Session(self.wrapped_model, self.anatomy, reads=False)
         if self._session is not None:

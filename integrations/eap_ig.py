@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuit_trace.errors import FormatError, FormatWarning
 from circuit_trace.graph import DestNode, Graph, SrcNode
-from circuit_trace.plan import PruneScores
+from circuit_trace.plan import PruneScores, unflat_scores
 
 from .embedding import warn_without_positions
 from .flat import (
@@ -27,7 +27,6 @@ from .flat import (
     flatten,
     number_of,
     scatter,
-    unflatten,
     without_positions,
 )
 from .groups import Groups, check_groups, from_groups, to_groups
@@ -179,7 +178,7 @@ def _read_tensors(data: dict[Any, Any], theirs: Graph, in_graph: bool) -> PruneS
     if in_graph and not ((flat == 0) | (flat == 1)).all():
         raise FormatError(f"{key!r} must be true or false for every edge.")
     check_finite(theirs, flat)
-    return unflatten(theirs, flat)
+    return unflat_scores(theirs, flat)
 
 
 def _check_nodes(data: Mapping[Any, Any], theirs: Graph) -> None:
@@ -242,10 +241,10 @@ def write_eap_ig(
     theirs = replace(shape, n_kv_heads=shape.n_heads).graph()
     layout = _Layout(theirs)
     matrix = layout.lay(
-        flatten(theirs, from_groups(unflatten(graph, flatten(graph, scores)), shape, groups))
+        flatten(theirs, from_groups(unflat_scores(graph, flatten(graph, scores)), shape, groups))
     )
     chosen = scores if in_graph is None else in_graph
-    kept = from_groups(unflatten(graph, flatten(graph, chosen)), shape, "same")
+    kept = from_groups(unflat_scores(graph, flatten(graph, chosen)), shape, "same")
     mask = layout.lay(flatten(theirs, kept)) != 0
     # Without a model its width is not known; EAP-IG asks for the key, and needs it for neurons alone.
     width = getattr(getattr(model, "cfg", None), "d_model", 0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuit_trace.errors import FormatError, InputError
 from circuit_trace.graph import DestNode, Graph, SrcNode
-from circuit_trace.plan import PruneScores, check_scores, score_shape
+from circuit_trace.plan import PruneScores, check_scores, unflat_scores
 
 from .shape import Shape
 from .untrusted import told
@@ -73,17 +73,6 @@ def flatten(graph: Graph, scores: Any) -> Tensor:
     return rows.flatten()
 
 
-def unflatten(graph: Graph, flat: Tensor) -> PruneScores:
-    """The scores, one tensor per module, of a row with one per edge."""
-    rows = flat.view(graph.seq_len or 1, -1)
-    return {
-        module.name: rows[:, module.offset : module.offset + module.n_edges]
-        .reshape(score_shape(module, graph.seq_len))
-        .clone()
-        for module in graph.modules
-    }
-
-
 def scatter(
     graph: Graph,
     numbers: Sequence[int],
@@ -114,7 +103,7 @@ def scatter(
         dtype = torch.float32 if is_single else torch.float64
     kept = flat.to(dtype)
     check_finite(graph, kept)
-    return unflatten(graph, kept)
+    return unflat_scores(graph, kept)
 
 
 def check_finite(graph: Graph, flat: Tensor) -> None:

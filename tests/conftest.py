@@ -11,7 +11,8 @@ from jaxtyping import config, install_import_hook
 from tests import typecheck  # noqa: F401  the import hook finds it under this name
 
 CHECKED = ("anatomy", "graph", "plan", "hooks.delta", "hooks.record", "hooks.verify", "trace")
-CHECKED += ("model", "demo", "integrations")
+CHECKED += ("model", "demo", "integrations", "score.differences")
+CHECKED += ("score.gradients", "score.methods", "score.metrics", "score.prompts")
 """All but `hooks.attach` and `hooks.session`: they define a function for each hook they attach, and to
 compile a check for each takes two thirds of the whole suite's time. Nor `visualize`, for the same
 reason. They have no shapes to check."""

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuit_trace.errors import InputError
 from circuit_trace.graph import DestModule
 from circuit_trace.plan import Plan, SiteOutput, project
 
@@ -283,3 +284,32 @@ def combine(deltas: list[Delta], n_positions: int) -> Delta:
         )
         total = total.index_put(where, delta.dense(), accumulate=True)
     return Delta(tuple(heads), None, total)
+
+
+def add_delta(tensor: Tensor, delta: Delta) -> Tensor:
+    """The stream itself, changed."""
+    changed = delta.on(tensor, Scratch())[0]  # it outlives this hook
+    if delta.positions is None:
+        return changed
+    whole = tensor.clone()
+    whole[:, delta.positions.to(tensor.device)] = changed
+    return whole
+
+
+def replace_heads(tensor: Tensor, n_heads: int, delta: Delta, new: Tensor) -> Tensor:
+    """A tensor of heads, in whichever layout the model uses, with the patched heads replaced."""
+    if tensor[0, 0].numel() != n_heads * new.shape[-1]:
+        raise InputError(
+            f"A tensor of {n_heads} heads × {new.shape[-1]} was to be patched, but this pass has "
+            f"the shape {tuple(tensor.shape)}. If the model's settings were changed after it was "
+            "wrapped (ungrouped key-value heads, for instance), wrap it again."
+        )
+    heads = tensor.reshape(*tensor.shape[:2], n_heads, -1).clone()
+    index = torch.tensor(delta.heads, device=tensor.device)
+    values = new.permute(1, 2, 0, 3).to(heads)
+    if delta.positions is None:
+        heads[:, :, index] = values
+    else:
+        positions = delta.positions.to(tensor.device)
+        heads[:, positions[:, None], index[None, :]] = values
+    return heads.view_as(tensor)

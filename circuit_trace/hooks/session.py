@@ -6,14 +6,21 @@ from collections.abc import Callable
 from functools import partial
 from threading import get_ident
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.hooks.attach import OnTensor, attach, unflattened
-from circuit_trace.hooks.delta import Delta, PassDeltas, PlanDeltas, Scratch, combine
+from circuit_trace.hooks.delta import (
+    Delta,
+    PassDeltas,
+    PlanDeltas,
+    Scratch,
+    add_delta,
+    combine,
+    replace_heads,
+)
 from circuit_trace.hooks.heads import HeadTaker, head_takers
 from circuit_trace.hooks.postnorm import take_apart
 from circuit_trace.hooks.record import PassRecord, Read, sketch
@@ -296,7 +303,7 @@ class Session:
             return None
         self._pass.patched.add(_key(reader.point))
         if reader.project is None:
-            return _add(whole, delta).view_as(tensor)
+            return add_delta(whole, delta).view_as(tensor)
         stream = self._pass.streams[_key(dest.stream)]
         read = delta.on(stream, self._pass.scratch)
         if self._keep_reads:
@@ -305,7 +312,7 @@ class Session:
                 Read((number,), sketch(read), True, delta.heads, delta.positions)
             )
         new = reader.project(read, delta.heads)
-        return _replace(whole, len(dest.names), delta, new).view_as(tensor)
+        return replace_heads(whole, len(dest.names), delta, new).view_as(tensor)
 
     def _delta(self, dest: DestSite, tensor: Tensor) -> Delta | None:
         assert self._pass is not None
@@ -342,32 +349,3 @@ def _check_fits(plan: Plan, batch: int, seq: int, d_model: int) -> None:
                 f"The patched outputs come from another model: its stream is {width} wide (d_model), "
                 f"this one's {d_model}."
             )
-
-
-def _add(tensor: Tensor, delta: Delta) -> Tensor:
-    """The stream itself, changed."""
-    changed = delta.on(tensor, Scratch())[0]  # it outlives this hook
-    if delta.positions is None:
-        return changed
-    whole = tensor.clone()
-    whole[:, delta.positions.to(tensor.device)] = changed
-    return whole
-
-
-def _replace(tensor: Tensor, n_heads: int, delta: Delta, new: Tensor) -> Tensor:
-    """A tensor of heads, in whichever layout the model uses, with the patched heads replaced."""
-    if tensor[0, 0].numel() != n_heads * new.shape[-1]:
-        raise InputError(
-            f"A tensor of {n_heads} heads × {new.shape[-1]} was to be patched, but this pass has "
-            f"the shape {tuple(tensor.shape)}. If the model's settings were changed after it was "
-            "wrapped (ungrouped key-value heads, for instance), wrap it again."
-        )
-    heads = tensor.reshape(*tensor.shape[:2], n_heads, -1).clone()
-    index = torch.tensor(delta.heads, device=tensor.device)
-    values = new.permute(1, 2, 0, 3).to(heads)
-    if delta.positions is None:
-        heads[:, :, index] = values
-    else:
-        positions = delta.positions.to(tensor.device)
-        heads[:, positions[:, None], index[None, :]] = values
-    return heads.view_as(tensor)

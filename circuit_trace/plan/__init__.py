@@ -12,6 +12,7 @@ from circuit_trace.plan.masks import check_scores as check_scores
 from circuit_trace.plan.masks import flat_scores as flat_scores
 from circuit_trace.plan.masks import score_shape as score_shape
 from circuit_trace.plan.masks import select as select
+from circuit_trace.plan.masks import unflat_scores as unflat_scores
 from circuit_trace.plan.outputs import SiteOutput as SiteOutput
 from circuit_trace.plan.outputs import SourceOutputs as SourceOutputs
 from circuit_trace.plan.outputs import project as project

@@ -211,6 +211,17 @@ def flat_scores(graph: Graph, scores: PruneScores) -> Float[Tensor, " edge"]:
     return torch.cat(blocks, dim=1).reshape(-1)
 
 
+def unflat_scores(graph: Graph, flat: Float[Tensor, " edge"]) -> PruneScores:
+    """The scores, one tensor per module, of a row with one per edge."""
+    rows = flat.view(graph.seq_len or 1, -1)
+    return {
+        module.name: rows[:, module.offset : module.offset + module.n_edges]
+        .reshape(score_shape(module, graph.seq_len))
+        .clone()
+        for module in graph.modules
+    }
+
+
 def _seq_hint(graph: Graph, got: object, expected: tuple[int, ...]) -> str:
     if graph.seq_len is None and isinstance(got, tuple) and got[1:] == expected:
         return f" They have token positions: wrap the model with seq_len={got[0]}."

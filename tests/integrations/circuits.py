@@ -16,8 +16,9 @@ import torch
 
 import circuit_trace as ct
 from circuit_trace.graph import Graph
-from circuit_trace.integrations.flat import flatten, unflatten
+from circuit_trace.integrations.flat import flatten
 from circuit_trace.integrations.shape import Shape
+from circuit_trace.plan import unflat_scores
 
 SHAPE = Shape(2, 3, 3)
 PLAIN = SHAPE.graph()
@@ -36,13 +37,13 @@ def scores_for(
     values = torch.randn(graph.n_edges, generator=generator, dtype=torch.float64)
     sizes = 10.0 ** torch.randint(-6, 6, (graph.n_edges,), generator=generator)
     kept = torch.rand(graph.n_edges, generator=generator) < share
-    return unflatten(graph, torch.where(kept, values * sizes, 0.0).to(dtype))
+    return unflat_scores(graph, torch.where(kept, values * sizes, 0.0).to(dtype))
 
 
 def circuit_for(graph: Graph, *, seed: int = 0, share: float = 0.4) -> ct.PruneScores:
     """A random circuit: 1 and 0."""
     generator = torch.Generator().manual_seed(seed)
-    return unflatten(graph, (torch.rand(graph.n_edges, generator=generator) < share).float())
+    return unflat_scores(graph, (torch.rand(graph.n_edges, generator=generator) < share).float())
 
 
 def assert_same(found: ct.PruneScores, expected: ct.PruneScores) -> None:

@@ -17,8 +17,8 @@ from circuit_trace.integrations.flat import (
     graph_of,
     number_of,
     scatter,
-    unflatten,
 )
+from circuit_trace.plan import unflat_scores
 from tests.integrations.circuits import AT_2, GROUPED, PLAIN, assert_same, scores_for
 from tests.models import TYPICAL, tokens, wrapped
 
@@ -29,7 +29,7 @@ GRAPHS = {"plain": PLAIN, "at positions": AT_2, "grouped": GROUPED}
 def test_a_row_runs_like_the_graph_s_edges(kind: str) -> None:
     graph: Graph = GRAPHS[kind]
     flat = torch.arange(1.0, graph.n_edges + 1)
-    scores = unflatten(graph, flat)
+    scores = unflat_scores(graph, flat)
     assert torch.equal(flatten(graph, scores), flat)
     for number in range(0, graph.n_edges, 7):
         edge = graph.edge_at(number)
@@ -125,7 +125,7 @@ def test_what_a_model_may_be() -> None:
     scores = scores_for(PLAIN)
     found = graph_for(scores, None)
     assert (found.srcs, found.modules) == (PLAIN.srcs, PLAIN.modules)
-    assert_same(unflatten(found, flatten(found, scores)), scores)
+    assert_same(unflat_scores(found, flatten(found, scores)), scores)
 
 
 @pytest.mark.parametrize("model", [5, "gpt2", {}, torch.nn.Identity()])

@@ -1,0 +1,352 @@
+"""Score every edge of a model on a dataset: a method, batch by batch, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import fields, replace
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from circuit_trace.errors import InputError
+from circuit_trace.graph import whole_number
+from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
+from circuit_trace.score.exact import BAR_DELAY, exact_scores
+from circuit_trace.score.methods import METHODS, Method, Task
+from circuit_trace.score.metrics import Metric, read_metric
+from circuit_trace.score.prompts import PromptPairs, read_batches
+from circuit_trace.score.runs import check_patched
+from circuit_trace.score.share import Share
+from circuit_trace.score.unfinished import State, Unfinished, digest, name_of
+from circuit_trace.trace import About
+
+if TYPE_CHECKING:
+    from circuit_trace.model import PatchableModel
+
+Steps = int | Sequence[float]
+"""How many points of a path, or the points themselves: 0 is the clean run, 1 the patched one."""
+
+ForwardArg = Mapping[str, Any] | Callable[[PromptPairs], Mapping[str, Any]]
+
+
+def score_edges(
+    model: PatchableModel,
+    data: Any,
+    metric: Metric = "logit_diff",
+    *,
+    method: str = "eap",
+    steps: Steps = 5,
+    ablation: AblationType = AblationType.RESAMPLE,
+    patched: SourceOutputs | None = None,
+    mask_value: float = 0.0,
+    forward: ForwardArg | None = None,
+    resume: str | PathLike[str] | None = None,
+    bar: bool = True,
+) -> PruneScores:
+    """Estimate for every edge how much the metric changes when that edge alone is patched.
+
+    >>> import circuit_trace as ct
+    >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
+    >>> model = ct.wrap(ct.load_model("bundled"))
+    >>> scores = ct.score_edges(model, (CLEAN, CORRUPT, *ANSWERS), "logit_diff")
+    >>> model.srcs[int(scores["blocks.1.hook_resid_post"].argmin())].name
+    'A1.0'
+
+    The sign is the same for every method: negative where patching the edge lowers the metric. C_s is
+    what a source writes on the clean prompts, P_s what is patched in. Scores are means over all
+    prompts, each counting alike; with `seq_len` an edge has a score at each position, else their sum.
+    A metric that gives one number for a batch is taken for the mean over its prompts.
+
+    - `"eap"`: edge attribution patching (Syed et al. 2023), (P_s − C_s) · ∂metric/∂input_d of the
+      clean run: one pass forward and backward, and one forward for the corrupt prompts.
+    - `"eap-ig"`: the gradient is a mean over runs whose `Resid Start` lies between the clean and the
+      patched one (EAP-IG, Hanna et al. 2024, "Have Faith in Faithfulness"). The scores of the edges
+      out of `Resid Start` then add up to metric(corrupt) − metric(clean), but for the error of `steps`.
+    - `"eap-ig-activations"`: a mean over runs in each of which one layer's heads, or one MLP, or
+      `Resid Start`, write something between what they do and what is patched in.
+    - `"clean-corrupted"`: the mean of the gradients at the clean and at the patched `Resid Start`.
+    - `"mask-gradient"`: ∂metric/∂mask with all masks at `mask_value`; at 0 this is `"eap"`.
+    - `"magnitude"`: ‖P_s − C_s‖ (over all positions where they are not told apart); no metric.
+    - `"exact"`: each edge is patched alone and the change measured, see `exact_scores`.
+
+    Edges into `Resid End` add up to metric(corrupt) − metric(clean) only where the metric is linear in
+    the end of the stream: a logit difference of a model without a final norm.
+
+    Under `torchrun` or `accelerate launch` each process scores its share of the batches and all return
+    the same scores, those that one process would; give every process the same model and whole data.
+
+    Args:
+        model: A wrapped model, with no patch open.
+        data: Pairs of prompts: one batch `(clean, corrupt)` or `(clean, corrupt, answers,
+            wrong_answers)`, or an iterable (a DataLoader) of such batches, which is streamed.
+        metric: "logit_diff", "kl", "answer_logprob", "loss", or a function of logits
+            `[batch, seq, d_vocab]` and batch that returns a number for each prompt, or their mean.
+        method: One of the above.
+        steps: For both EAP-IG methods, the number of points on the way, at the middle of equal parts
+            (the midpoint rule, whose error falls as 1/steps²), or the points themselves, from 0 (clean)
+            to 1 (patched). `[1 - k / 5 for k in range(1, 6)]` are the five of the paper.
+        ablation: What is patched in; a mean over a dataset is computed once and given as `patched`.
+        patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
+        mask_value: Where `"mask-gradient"` takes the gradient.
+        forward: More arguments of every forward pass, or a function of the batch (its `clean` and
+            `corrupt` tokens) that returns them, such as `{"attention_mask": mask}`.
+        resume: A file that the sums are kept in while it runs; a run that was killed goes on from it
+            with the same data in the same order.
+        bar: Show a progress bar if it takes longer than two seconds.
+
+    Returns:
+        A tensor `[seq?] [head?] [n_sources]` for each destination module, on the CPU.
+
+    Raises:
+        InputError: Data, metric, options or model do not fit each other, a score is not a finite number
+            (the edge and the batch are named), or the file to resume from is of another run.
+        FormatError: The file to resume from cannot be read.
+    """
+    _check_model(model)
+    check_patched(model, ablation, patched)
+    measure, path = read_metric(metric), read_path(steps)
+    if method == "exact":
+        _check_exact(forward)
+        return exact_scores(
+            model, data, metric, ablation=ablation, patched=patched, resume=resume, bar=bar
+        )
+    run = _method(method)
+    mask_value = _read_mask_value(mask_value)
+    _check_not_flat(metric, method, path, mask_value)
+    task = Task(model, measure, path, ablation, patched, mask_value, _read_forward(forward))
+    share = Share.here()
+    share.check(data)
+    file = Unfinished(*_resumed(resume, share, task, metric, method))
+    state, error = file.load(_start(model)), None
+    try:
+        state = _add_up(task, run, data, share, file, state, bar)
+    except Exception as one:  # the other processes must not wait for this one for ever
+        error = one
+    sums = torch.cat([state.tensors["sums"], state.tensors["prompts"]])
+    sums = share.total(sums, error)
+    dtype = torch.promote_types(_dtype_of(model), torch.float32)
+    return unflat_scores(model.graph, (sums[:-1] / sums[-1]).to(dtype))
+
+
+def _start(model: PatchableModel) -> State:
+    sums = torch.zeros(model.n_edges, dtype=torch.float64)
+    prompts = torch.zeros(1, dtype=torch.float64)
+    return State(
+        {"sums": sums, "prompts": prompts, "seen": torch.zeros(8, dtype=torch.uint8)}, 0, 0
+    )
+
+
+def _add_up(
+    task: Task, run: Method, data: Any, share: Share, file: Unfinished, state: State, bar: bool
+) -> State:
+    """Add the scores of this process' batches to the state, beginning behind those in it."""
+    done, seen, number = state.batch, torch.zeros(8, dtype=torch.uint8), -1
+    batches = tqdm(
+        read_batches(task.model, data),
+        total=_n_batches(data),
+        desc="scoring edges",
+        unit="batch",
+        delay=BAR_DELAY,
+        disable=not bar or share.rank > 0,
+    )
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            for number, batch in enumerate(map(_outside_inference, batches)):
+                seen = _seen(seen, batch) if file.keeps else seen
+                if number < done:
+                    _check_same_data(number, done, seen, state)
+                    continue
+                if number in share:
+                    sums = state.tensors["sums"] + _scored(task, run, batch, number)
+                    prompts = state.tensors["prompts"] + len(batch)
+                else:
+                    sums, prompts = state.tensors["sums"], state.tensors["prompts"]
+                tensors = {"sums": sums, "prompts": prompts, "seen": seen}
+                state = State(tensors, number + 1, 0)
+                file.save(state)
+    finally:
+        if state.batch > done:
+            file.save(state, now=True)
+    if number + 1 < done:
+        raise InputError(
+            f"The run to resume had scored {done} batches, but this data has {number + 1}. Resume "
+            "with the same data, or name another file."
+        )
+    return state
+
+
+def _n_batches(data: Any) -> int | None:
+    """How many batches there are, where that is known before they are read."""
+    is_batch = isinstance(data, tuple | Mapping) or not isinstance(data, Iterable)
+    return len(data) if isinstance(data, Sized) and not is_batch else None
+
+
+def _outside_inference(batch: PromptPairs) -> PromptPairs:
+    """The same tokens as autograd can keep them, if they were made in inference mode."""
+    made_there = {
+        field.name: tensor.clone()
+        for field in fields(batch)
+        if (tensor := getattr(batch, field.name)) is not None and tensor.is_inference()
+    }
+    return replace(batch, **made_there)
+
+
+def _scored(task: Task, run: Method, batch: PromptPairs, number: int) -> Tensor:
+    """A batch's scores, summed over its prompts, one per edge."""
+    model = task.model
+    seq = batch.clean.shape[1]
+    if model.seq_len not in (None, seq):
+        raise InputError(
+            f"Batch {number}: the model was wrapped with seq_len={model.seq_len}, but these prompts "
+            f"have {seq} tokens. Wrap it with seq_len={seq}, or without positions."
+        )
+    try:
+        scores = run(task, batch).detach().reshape(-1).cpu()
+    except InputError as error:
+        raise InputError(f"Batch {number}: {error}") from error
+    wrong = (~scores.isfinite()).nonzero()
+    if len(wrong):
+        edge = model.graph.edge_at(int(wrong[0]))
+        raise InputError(
+            f"Batch {number}: the score of {str(edge)!r} is {scores[wrong[0, 0]].item()}, and "
+            f"{len(wrong) - 1:,} others are not finite either. Look at what its source writes in "
+            "that batch, model.trace(clean, corrupt=corrupt), and at the metric's gradient."
+        )
+    return scores.double()
+
+
+def _seen(before: Tensor, batch: PromptPairs) -> Tensor:
+    """What tells the batches up to this one from any others."""
+    fields = (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers)
+    return torch.tensor(list(bytes.fromhex(digest([before, *fields]))), dtype=torch.uint8)
+
+
+def _check_same_data(number: int, done: int, seen: Tensor, state: State) -> None:
+    if number == done - 1 and not torch.equal(seen, state.tensors["seen"]):
+        raise InputError(
+            f"The first {done} batches are not those of the run to resume. Resume with the same data "
+            "in the same order (a DataLoader without shuffle), or name another file."
+        )
+
+
+def _resumed(
+    resume: Any, share: Share, task: Task, metric: Any, method: str
+) -> tuple[Any, dict[str, Any]]:
+    """The file of this process, and what two runs must agree in for one to go on from the other."""
+    if resume is None or not isinstance(resume, str | PathLike):
+        return resume, {}
+    model = task.model
+    outputs = [] if task.patched is None else [site.code for site in task.patched.sites]
+    settings = {
+        "configuration of the model": About.of(model.wrapped_model, model.cfg).config_hash,
+        "state of the model's weights": digest(model.wrapped_model.parameters()),
+        "choice of edges": f"{model.n_edges} with seq_len={model.seq_len}",
+        "method": method,
+        "metric": name_of(metric),
+        "steps": list(task.path),
+        "mask_value": task.mask_value,
+        "ablation": task.ablation.name if task.patched is None else f"patched= {digest(outputs)}",
+        "number of processes": share.world,
+    }
+    own = "" if share.world == 1 else f".{share.rank}-of-{share.world}"
+    return f"{fspath(resume)}{own}", settings
+
+
+def read_path(steps: Any) -> tuple[float, ...]:
+    """The points on the way from clean (0) to patched (1).
+
+    Raises:
+        InputError: They are none.
+    """
+    number = whole_number(steps)
+    if number is not None and number >= 1:
+        return tuple((k + 0.5) / number for k in range(number))
+    if number is None and isinstance(steps, Sequence) and not isinstance(steps, str):
+        points = tuple(steps)
+        if points and all(isinstance(p, int | float) and 0 <= p <= 1 for p in points):
+            return tuple(float(point) for point in points)
+    raise InputError(
+        "steps must be a whole number of points, 1 or more, or a list of points from 0 (clean) to 1 "
+        f"(patched); got {steps!r}."
+    )
+
+
+def _method(name: Any) -> Method:
+    if not isinstance(name, str) or name not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, exact; got {name!r}.")
+    return METHODS[name]
+
+
+def _read_mask_value(value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(
+            f"mask_value must be a finite number (0 = current, 1 = patched); got {value!r}."
+        )
+    return float(value)
+
+
+def _read_forward(given: Any) -> Callable[[PromptPairs], Mapping[str, Any]]:
+    if given is None or isinstance(given, Mapping):
+        return lambda batch: given or {}
+    if callable(given):
+        return cast(Callable[[PromptPairs], Mapping[str, Any]], given)
+    raise InputError(
+        "forward must map names of the model's forward arguments to values, or be a function of the "
+        f'batch that returns such a mapping, as {{"attention_mask": mask}}; got {given!r}.'
+    )
+
+
+def _check_exact(forward: Any) -> None:
+    if forward is not None:
+        raise InputError("method='exact' takes no forward=: score prompts without padding.")
+
+
+def _check_not_flat(metric: Any, method: str, path: tuple[float, ...], mask_value: float) -> None:
+    """KL is least where nothing is patched, so its gradient there says nothing."""
+    is_at_clean = {
+        "eap": True,
+        "eap-ig": set(path) == {0.0},
+        "eap-ig-activations": set(path) == {0.0},
+        "mask-gradient": mask_value == 0,
+    }
+    if metric == "kl" and is_at_clean.get(method):
+        raise InputError(
+            f"KL is 0 and has no slope where nothing is patched, so method={method!r} would score every "
+            "edge 0 there. Use method='eap-ig', 'clean-corrupted' or 'exact', or mask_value=1."
+        )
+
+
+def _check_model(model: Any) -> None:
+    from circuit_trace.model import PatchableModel
+
+    if not isinstance(model, PatchableModel):
+        raise InputError(f"Expected a wrapped model, ct.wrap(model); got {type(model).__name__}.")
+    if model.has_open_patch:
+        raise InputError(
+            "A patch is open on this model, so the clean pass would not be clean. Close it first."
+        )
+    for name, module in model.wrapped_model.named_modules():
+        if module.training and _is_random(module):
+            raise InputError(
+                f"The model is in training mode, where {name or 'it'!r} drops values at random or runs "
+                "layers twice: call model.eval() first."
+            )
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether a module in training mode computes something else from pass to pass, or in the backward
+    pass; attention often drops by a number of its own, without a module for it."""
+    rates = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else ()
+    rates += ("attention_dropout", "attn_dropout", "dropout", "dropout_p", "dropout_prob")
+    values = [getattr(module, name, None) for name in rates]
+    drops = any(isinstance(value, float) and value > 0 for value in values)
+    return drops or getattr(module, "gradient_checkpointing", False) is True
+
+
+def _dtype_of(model: PatchableModel) -> torch.dtype:
+    kinds = [p.dtype for p in model.wrapped_model.parameters() if p.is_floating_point()]
+    return kinds[0] if kinds else torch.float32

@@ -1,0 +1,208 @@
+"""One forward and one backward pass: the gradient of a metric where each destination reads the stream.
+
+Nothing of the model learns here: the embedding's output is the leaf of the graph, gradients are asked
+for at the readers alone (`torch.autograd.grad`), and the hooks are gone before the backward pass runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
+from circuit_trace.errors import InputError
+from circuit_trace.hooks import Session
+from circuit_trace.hooks.attach import attach, unflattened
+from circuit_trace.plan import SiteOutput
+from circuit_trace.score.metrics import PerPrompt
+from circuit_trace.score.prompts import PromptPairs
+
+if TYPE_CHECKING:
+    from circuit_trace.model import PatchableModel
+
+Change = tuple[Point, Callable[[Tensor], Tensor]]
+"""A tensor that passes in the model, and what shall pass in its place."""
+
+
+AT_ONCE = {"cpu": 2**22, "cuda": 2**28}
+"""Bytes of the stream as heads read it that are worked on at a time: what a processor's cache holds, and
+on a GPU enough to keep it busy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """What one pass leaves: the sources' outputs, the logits, and the gradients of the metric, summed
+    over prompts, with respect to what each reader computed or read."""
+
+    outputs: tuple[SiteOutput, ...]
+    logits: Tensor
+    streams: Mapping[DestSite, Tensor]
+    at_readers: Mapping[Reader, Tensor]
+
+    def into(
+        self, dest: DestSite
+    ) -> Iterator[tuple[slice, Float[Tensor, "head batch seq d_model"]]]:
+        """The gradients with respect to the stream as some heads of a module read it, a part of its
+        heads after the other; those of several readers add up."""
+        for reader in dest.readers:
+            gradient = self.at_readers[reader]
+            if reader.project is None:
+                yield slice(0, 1), gradient[None]
+                continue
+            stream, n_heads = self.streams[dest], len(dest.names)
+            by_head = gradient.reshape(*stream.shape[:2], n_heads, -1).permute(2, 0, 1, 3)
+            for heads in range(n_heads)[:: _heads_at_once(stream)]:
+                part = slice(heads, min(n_heads, heads + _heads_at_once(stream)))
+                yield (
+                    part,
+                    _pulled_back(reader.project, stream, by_head[part], range(n_heads)[part]),
+                )
+
+
+def _heads_at_once(stream: Tensor) -> int:
+    most = AT_ONCE.get(stream.device.type, max(AT_ONCE.values()))
+    return max(1, most // stream.nbytes)
+
+
+def _pulled_back(project: Any, stream: Tensor, gradient: Tensor, heads: Sequence[int]) -> Tensor:
+    """The gradient with respect to the stream as each head reads it: they all read the same, but each
+    head has a gradient of its own."""
+    with torch.enable_grad(), torch.autocast(stream.device.type, enabled=False):
+        read = stream.expand(len(heads), *stream.shape).requires_grad_()
+        computed = project(read, heads)
+        return torch.autograd.grad(computed, read, gradient.to(computed))[0]
+
+
+def gradients(
+    model: PatchableModel,
+    batch: PromptPairs,
+    metric: PerPrompt,
+    *,
+    clean_logits: Tensor | None = None,
+    change: Change | None = None,
+    forward: Mapping[str, Any] | None = None,
+) -> Gradients:
+    """Run a batch's clean prompts forward and backward; `change` replaces a tensor on its way.
+
+    Raises:
+        InputError: The pass stopped early, or the metric is not finite or has no gradient.
+    """
+    taps = _Taps(model.anatomy, change)
+    session = Session(model.wrapped_model, model.anatomy, reads=False)
+    with ExitStack() as stack:
+        stack.callback(taps.detach)
+        stack.callback(session.detach)
+        taps.attach()
+        session.attach()
+        logits = logits_of(model.wrapped_model(batch.clean, **(forward or {})))
+    if session.record is None:
+        raise InputError(
+            "The pass did not reach the end of the residual stream, so nothing can be scored."
+        )
+    total = summed(metric(logits, batch, clean_logits))
+    edges = [tap.edge for tap in taps.read.values()]
+    found = torch.autograd.grad(total, edges, allow_unused=True)
+    outputs = tuple(session.record.outputs)
+    batch_and_seq = outputs[0].code.shape[0], outputs[0].code.shape[1]
+    at_readers = {
+        reader: unflattened(
+            logits.new_zeros(tap.shape) if gradient is None else gradient, batch_and_seq
+        )
+        for (reader, tap), gradient in zip(taps.read.items(), found, strict=True)
+    }
+    return Gradients(outputs, logits.detach(), taps.streams, at_readers)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits that a model returned.
+
+    Raises:
+        InputError: It returned something else.
+    """
+    if isinstance(output, Tensor) and output.ndim >= 2:
+        return output
+    raise InputError(
+        f"A metric needs the model's logits as a tensor [batch, seq, ...], but the model returned "
+        f"{type(output).__name__}. Leave options such as return_type out of forward=."
+    )
+
+
+def summed(values: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+    """The sum of a metric over its prompts, checked.
+
+    Raises:
+        InputError: It is not finite for a prompt, or has no gradient.
+    """
+    wrong = (~values.detach().isfinite()).nonzero()
+    if len(wrong):
+        prompt = int(wrong[0])
+        raise InputError(
+            f"The metric of prompt {prompt} is {values[prompt].item()}: expected a finite number."
+        )
+    if not values.requires_grad:
+        raise InputError(
+            "The metric has no gradient: it must be computed from the logits by torch, without "
+            ".item(), .detach(), argmax or no_grad."
+        )
+    return values.sum()
+
+
+class _Tap(NamedTuple):
+    """Where in the graph of gradients a reader's tensor is, and its shape."""
+
+    edge: GradientEdge
+    shape: torch.Size
+
+
+class _Taps:
+    """The hooks that make the graph of gradients start at the stream and give each reader's tensor
+    a name of its own, so that its gradient is that of this reader alone."""
+
+    def __init__(self, anatomy: Anatomy, change: Change | None) -> None:
+        self.read: dict[Reader, _Tap] = {}
+        self.streams: dict[DestSite, Tensor] = {}
+        self._anatomy = anatomy
+        self._change = change
+        self._shape = (0, 0)
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        for _dest, reader in _readers(self._anatomy):
+            # Before all other hooks, where a patch would go: those see what is really used.
+            self._handles.append(attach(reader.point, partial(self._tap, reader), first=True))
+        if self._change is not None:
+            self._handles.append(attach(*self._change))
+        self._handles.append(attach(self._anatomy.sources[0].point, self._start))
+        for dest, reader in _readers(self._anatomy):
+            if reader.project is not None:
+                self._handles.append(attach(dest.stream, partial(self._pass, dest)))
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _start(self, tensor: Tensor) -> Tensor:
+        self._shape = (tensor.shape[0], tensor.shape[1])
+        # A copy, since nothing may write into a leaf.
+        return tensor.detach().requires_grad_().clone()
+
+    def _pass(self, dest: DestSite, tensor: Tensor) -> None:
+        self.streams[dest] = unflattened(tensor.detach(), self._shape)
+
+    def _tap(self, reader: Reader, tensor: Tensor) -> Tensor:
+        copy = tensor.clone()
+        # Not the copy itself: a hook behind this one may write into it.
+        self.read[reader] = _Tap(get_gradient_edge(copy), copy.shape)
+        return copy
+
+
+def _readers(anatomy: Anatomy) -> Iterator[tuple[DestSite, Reader]]:
+    return ((dest, reader) for dest in anatomy.dests for reader in dest.readers)

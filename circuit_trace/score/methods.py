@@ -1,0 +1,217 @@
+"""The methods by which edges are scored: each takes a batch and returns its sum over prompts.
+
+A score estimates the change of the metric when that edge alone is patched (mask 0 → 1). The gradient
+methods are one formula, `(P_s − C_s) · ∂metric/∂input_d` with C_s from the clean run, and differ in
+where the gradient is taken: they are means over a path from the clean run to the patched one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuit_trace.errors import InputError
+from circuit_trace.hooks import Session
+from circuit_trace.plan import (
+    AblationType,
+    SiteOutput,
+    SourceOutputs,
+    make_plan,
+    score_shape,
+)
+from circuit_trace.score.differences import Differences
+from circuit_trace.score.gradients import Change, Gradients, gradients, logits_of, summed
+from circuit_trace.score.metrics import PerPrompt
+from circuit_trace.score.prompts import PromptPairs
+from circuit_trace.score.runs import patched_in
+
+if TYPE_CHECKING:
+    from circuit_trace.model import PatchableModel
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is asked of every batch; `path` holds the points of a path, 0 being clean and 1 patched."""
+
+    model: PatchableModel
+    metric: PerPrompt
+    path: tuple[float, ...]
+    ablation: AblationType
+    patched: SourceOutputs | None
+    mask_value: float
+    forward: Callable[[PromptPairs], Mapping[str, Any]]
+
+    def patched_into(self, batch: PromptPairs) -> SourceOutputs:
+        """What is patched into a batch, of its shape."""
+        found = patched_in(self.model, batch, self.ablation, self.patched, self.forward(batch))
+        return found.fitted(*batch.clean.shape[:2])
+
+    def gradients(
+        self, batch: PromptPairs, clean_logits: Tensor | None = None, change: Change | None = None
+    ) -> Gradients:
+        """Run a batch forward and backward."""
+        return gradients(
+            self.model,
+            batch,
+            self.metric,
+            clean_logits=clean_logits,
+            change=change,
+            forward=self.forward(batch),
+        )
+
+
+Method = Callable[[Task, PromptPairs], Float[Tensor, "pos edge"]]
+"""Scores of a batch, summed over its prompts; one row where positions are not told apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Clean:
+    """The clean run of a batch: its logits, its sources, and where they differ from the patched ones."""
+
+    logits: Tensor
+    outputs: tuple[SiteOutput, ...]
+    differences: Differences
+
+
+def _clean(task: Task, batch: PromptPairs, run: Gradients | None = None) -> _Clean:
+    """From a pass with gradients, or from one of its own without."""
+    patched = task.patched_into(batch)
+    if run is not None:
+        outputs, logits = run.outputs, run.logits
+    else:
+        record = task.model._record(batch.clean, task.forward(batch))
+        assert record.logits is not None
+        outputs, logits = tuple(record.outputs), record.logits
+    return _Clean(logits, outputs, Differences(task.model.graph, outputs, patched))
+
+
+def _on_path(task: Task, batch: PromptPairs, path: tuple[float, ...]) -> Tensor:
+    """The gradient's mean over inputs on the way from the clean `Resid Start` to the patched one."""
+    run = task.gradients(batch) if 0 in path else None
+    clean = _clean(task, batch, run)
+    total = torch.zeros(())
+    for point in path:
+        if point != 0 or run is None:
+            change = _moved(task, clean, 0, point)
+            run = task.gradients(batch, clean.logits, change)
+        total = total + _products(task, clean.differences, run)
+        run = None
+    return total / len(path)
+
+
+def _on_paths_of_sites(task: Task, batch: PromptPairs) -> Tensor:
+    """The gradient's mean over runs in which one site's outputs are on the way, a site at a time."""
+    clean = _clean(task, batch)
+    total, n_runs = torch.zeros(()), 0
+    for site in range(len(task.model.anatomy.sources)):
+        for point in task.path:
+            change = _moved(task, clean, site, point)
+            run = task.gradients(batch, clean.logits, change)
+            total = total + _products(task, clean.differences, run)
+            n_runs += 1
+    return total / n_runs
+
+
+def _products(task: Task, differences: Differences, run: Gradients) -> Float[Tensor, "pos edge"]:
+    """The scores by one run's gradients, module by module."""
+    model = task.model
+    return torch.cat(
+        [
+            differences.products(module, run.into(dest))
+            for module, dest in zip(model.graph.modules, model.anatomy.dests, strict=True)
+        ],
+        dim=1,
+    )
+
+
+def _moved(task: Task, clean: _Clean, number: int, point: float) -> Change:
+    """A site's outputs moved from clean towards patched, at the last place where they are by
+    themselves: behind the norm between the site and the stream, where there is one."""
+    site = task.model.anatomy.sources[number]
+    if site.norm is not None:
+        change = clean.differences.of_site(number).sum(0)
+        where = site.norm.after
+    else:
+        change, where = clean.differences.code_of_site(number), site.point
+    if change is None:
+        raise InputError(
+            f"What is patched into {site.names[0]!r} comes from other weights than this model's, so "
+            "its heads cannot be moved there step by step: use another method, or patched= from "
+            "this model."
+        )
+    added = change * (point / site.scale)
+    return where, partial(_plus, added)
+
+
+def _plus(added: Tensor, tensor: Tensor) -> Tensor:
+    return tensor + added.to(tensor).reshape(tensor.shape)
+
+
+def _eap(task: Task, batch: PromptPairs) -> Tensor:
+    return _on_path(task, batch, (0.0,))
+
+
+def _eap_ig(task: Task, batch: PromptPairs) -> Tensor:
+    return _on_path(task, batch, task.path)
+
+
+def _clean_corrupted(task: Task, batch: PromptPairs) -> Tensor:
+    return _on_path(task, batch, (0.0, 1.0))
+
+
+def _mask_gradient(task: Task, batch: PromptPairs) -> Tensor:
+    """The gradient of the masks themselves, every one at `mask_value`, by the engine that patches."""
+    model, patched = task.model, task.patched_into(batch)
+    clean_logits = None
+    if task.mask_value != 0:
+        clean_logits = model._record(batch.clean, task.forward(batch)).logits
+    code = patched.sites[0].code
+    masks = {
+        module.name: torch.full(
+            score_shape(module, model.seq_len),
+            task.mask_value,
+            dtype=torch.promote_types(code.dtype, torch.float32),
+            requires_grad=True,
+        )
+        for module in model.graph.modules
+    }
+    plan = make_plan(model.graph, patched, None, masks)
+    session = Session(model.wrapped_model, model.anatomy, (plan,), reads=False)
+    session.attach()
+    try:
+        logits = logits_of(model.wrapped_model(batch.clean, **task.forward(batch)))
+    finally:
+        session.detach()
+    total = summed(task.metric(logits, batch, clean_logits))
+    found = torch.autograd.grad(total, list(masks.values()))
+    lead = model.seq_len or 1
+    return torch.cat([gradient.reshape(lead, -1) for gradient in found], dim=1)
+
+
+def _magnitude(task: Task, batch: PromptPairs) -> Tensor:
+    """‖P_s − C_s‖: the same for every edge of a source, whatever the metric."""
+    norms = _clean(task, batch).differences.norms()
+    return torch.cat(
+        [
+            norms[:, : module.n_sources].repeat(1, len(module.dests))
+            for module in task.model.graph.modules
+        ],
+        dim=1,
+    )
+
+
+METHODS: dict[str, Method] = {
+    "eap": _eap,
+    "eap-ig": _eap_ig,
+    "eap-ig-activations": _on_paths_of_sites,
+    "clean-corrupted": _clean_corrupted,
+    "mask-gradient": _mask_gradient,
+    "magnitude": _magnitude,
+}
+"""A method's function by its name."""

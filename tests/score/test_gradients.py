@@ -1,0 +1,164 @@
+"""One pass forward and backward: what it leaves on the model (nothing), and whose gradients it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import circuit_trace as ct
+from circuit_trace.score import gradients as module
+from circuit_trace.score.gradients import gradients
+from circuit_trace.score.metrics import read_metric
+from circuit_trace.score.prompts import PromptPairs
+from tests.footprint import footprint
+from tests.models import CASES, TWO, TYPICAL, tokens, wrapped
+
+SEQ = 6
+CLEAN, CORRUPT = tokens(1, seq=SEQ), tokens(2, seq=SEQ)
+BATCH = PromptPairs(CLEAN, CORRUPT)
+
+
+def metric(logits: Tensor, batch: Any) -> Tensor:
+    return logits[:, -1, 3] - logits[:, -1, 5]
+
+
+def scores(model: ct.PatchableModel, **options: Any) -> dict[str, Tensor]:
+    return ct.score_edges(model, (CLEAN, CORRUPT), metric, **options)
+
+
+@pytest.fixture(params=TWO)
+def model(request: pytest.FixtureRequest) -> ct.PatchableModel:
+    """A model of this test's own, that has run before."""
+    built = CASES[request.param].build()
+    with torch.no_grad():
+        built(CLEAN)
+    return ct.wrap(built)
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "eap-ig-activations", "mask-gradient"])
+def test_the_model_is_left_as_it_was(model: ct.PatchableModel, method: str) -> None:
+    before = footprint(model.wrapped_model)
+    scores(model, method=method)
+    assert footprint(model.wrapped_model) == before
+    with pytest.raises(ct.NoTraceError):
+        _ = model.last_trace
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig-activations", "mask-gradient"])
+def test_nothing_is_left_after_an_error(model: ct.PatchableModel, method: str) -> None:
+    before = footprint(model.wrapped_model)
+
+    def fails(logits: Tensor, batch: Any) -> Tensor:
+        raise ZeroDivisionError
+
+    def stops(module: Any, args: Any, output: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(ZeroDivisionError):
+        ct.score_edges(model, (CLEAN, CORRUPT), fails, method=method)
+    assert footprint(model.wrapped_model) == before
+    handle = model.wrapped_model.blocks[1].register_forward_hook(stops)
+    with pytest.raises(KeyboardInterrupt):
+        scores(model, method=method)
+    handle.remove()
+    assert footprint(model.wrapped_model) == before
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "mask-gradient"])
+def test_frozen_weights_change_nothing(model: ct.PatchableModel, method: str) -> None:
+    expected = scores(model, method=method)
+    model.wrapped_model.requires_grad_(False)
+    found = scores(model, method=method)
+    assert not any(p.requires_grad for p in model.wrapped_model.parameters())
+    for key, score in expected.items():
+        assert_close(found[key], score)
+
+
+def _zero_one_head(model: Any, in_place: bool) -> Any:
+    def edit(tensor: Tensor, hook: Any) -> Tensor:
+        tensor = tensor if in_place else tensor.clone()
+        tensor[:, :, 2] = 0
+        return tensor
+
+    return edit
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("key", ["attn.hook_q", "attn.hook_z", "hook_resid_pre", "hook_mlp_out"])
+def test_users_hooks_stay_and_are_felt(model: ct.PatchableModel, key: str, in_place: bool) -> None:
+    hooked = model.wrapped_model
+    plain = scores(model)
+    hooked.add_hook(f"blocks.1.{key}", _zero_one_head(hooked, in_place))
+    if "resid" in key and in_place:
+        model = ct.wrap(hooked, verify=False)
+    found, expected = scores(model), scores(model, method="mask-gradient")
+    hooked.reset_hooks()
+    for name, score in expected.items():
+        assert_close(found[name], score, rtol=1e-4, atol=1e-4)
+    assert any(not torch.allclose(found[name], plain[name], atol=1e-3) for name in plain)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_on_where_the_user_has_none(context: Any) -> None:
+    model = wrapped(TYPICAL[0])
+    expected = scores(model)
+    with context():
+        pair = (CLEAN.clone(), CORRUPT.clone())
+        found = ct.score_edges(model, pair, metric)
+        assert not torch.is_grad_enabled()
+    for key, score in expected.items():
+        assert_close(found[key], score)
+
+
+def test_autocast_comes_close() -> None:
+    model = wrapped(TYPICAL[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = scores(model)
+    expected = scores(model)
+    ours, theirs = (torch.cat([s.flatten() for s in one.values()]) for one in (found, expected))
+    assert float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1]) > 0.98
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+@pytest.mark.parametrize("seq_len", [None, SEQ])
+def test_heads_one_by_one_are_all_of_them(
+    name: str, seq_len: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = wrapped(name, seq_len)
+    expected = scores(model)
+    monkeypatch.setattr(module, "AT_ONCE", {"cpu": 1})
+    found = scores(model)
+    for key, score in expected.items():
+        assert_close(found[key], score, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_at_the_end_is_that_of_what_follows() -> None:
+    """The last reader is the stream itself: unembedding by hand gives its gradient."""
+    model = wrapped(TYPICAL[0])
+    run = gradients(model, BATCH, read_metric(metric))
+    ((heads, found),) = run.into(model.anatomy.dests[-1])
+    assert heads == slice(0, 1)
+    unembed = model.anatomy.unembed
+    assert unembed is not None
+    end = model.trace(CLEAN).dest("Resid End").input.requires_grad_()
+    value = metric(unembed.norm(end) @ unembed.weight(), None).sum()
+    assert_close(found[0], torch.autograd.grad(value, end)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_metric_blind_to_the_model_has_no_gradient() -> None:
+    model = wrapped(TYPICAL[0])
+    with pytest.raises(ct.InputError, match=r"^Batch 0: The metric has no gradient: it must be"):
+        ct.score_edges(model, (CLEAN, CORRUPT), lambda logits, batch: logits[:, -1, 3].detach())
+
+
+def test_a_metric_of_the_first_position_alone_scores_only_it() -> None:
+    model = wrapped(TYPICAL[0], SEQ)
+    found = ct.score_edges(model, (CLEAN, CORRUPT), lambda logits, batch: logits[:, 0, 3])
+    for name, score in found.items():
+        assert score[1:].abs().max() == 0
+        # The first position attends to itself alone, whatever its query and key.
+        assert bool(score[0].abs().max() > 0) == (not name.endswith(("q_input", "k_input")))

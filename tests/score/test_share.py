@@ -1,0 +1,129 @@
+"""Several processes score one dataset together, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+import circuit_trace as ct
+from circuit_trace.score.share import Share
+from tests.models import TYPICAL, tokens, wrapped
+
+PAIRS = [
+    (tokens(seed, batch=1 + seed % 2), tokens(seed + 10, batch=1 + seed % 2)) for seed in range(5)
+]
+WORLD = 2
+
+
+def metric(logits: Tensor, batch: Any) -> Tensor:
+    return logits[:, -1, 3] - logits[:, -1, 5]
+
+
+def scored(n_batches: int, resume: Path) -> Any:
+    return ct.score_edges(wrapped(TYPICAL[0]), PAIRS[:n_batches], metric, resume=resume)
+
+
+def one_fails() -> None:
+    rank = Share.here().rank
+
+    def fails(logits: Tensor, batch: Any) -> Tensor:
+        if rank == 1:
+            raise ZeroDivisionError("mine")
+        return metric(logits, batch)
+
+    ct.score_edges(wrapped(TYPICAL[0]), PAIRS, fails)
+
+
+def divided_twice() -> None:
+    data = TensorDataset(tokens(1), tokens(2))
+    loader = DataLoader(data, sampler=DistributedSampler(data))
+    ct.score_edges(wrapped(TYPICAL[0]), loader, metric)
+
+
+def said(run: Callable[[], None]) -> str:
+    try:
+        run()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _process(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
+    found = {
+        "all": scored(len(PAIRS), folder / "all"),
+        "one batch": scored(1, folder / "one"),
+        "one fails": said(one_fails),
+        "divided twice": said(divided_twice),
+    }
+    torch.save(found, folder / f"{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have left their files, and what each returned or said."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    multiprocessing.spawn(_process, (port, folder), nprocs=WORLD)
+    return folder
+
+
+def found_by(folder: Path, rank: int) -> dict[str, Any]:
+    return torch.load(folder / f"{rank}.pt", weights_only=True)
+
+
+ranks = pytest.mark.parametrize("rank", range(WORLD))
+
+
+@ranks
+@pytest.mark.parametrize(("what", "n_batches"), [("all", len(PAIRS)), ("one batch", 1)])
+def test_all_return_what_one_process_would(
+    folder: Path, rank: int, what: str, n_batches: int
+) -> None:
+    expected = ct.score_edges(wrapped(TYPICAL[0]), PAIRS[:n_batches], metric)
+    found = found_by(folder, rank)[what]
+    assert found.keys() == expected.keys()
+    for key, score in expected.items():
+        assert_close(found[key], score, rtol=1e-5, atol=1e-6)
+
+
+@ranks
+def test_each_has_a_file_of_its_own(folder: Path, rank: int) -> None:
+    assert (folder / f"all.{rank}-of-{WORLD}").exists()
+
+
+def test_an_error_in_one_stops_all(folder: Path) -> None:
+    assert found_by(folder, 1)["one fails"] == "ZeroDivisionError: mine"
+    other = found_by(folder, 0)["one fails"]
+    assert other.startswith("InputError: Another process failed to score its share of the batches")
+
+
+@ranks
+def test_data_is_not_divided_twice(folder: Path, rank: int) -> None:
+    message = found_by(folder, rank)["divided twice"]
+    assert message.startswith("InputError: These batches are divided among 2 processes already")
+
+
+def test_alone_everything_is_ones_own() -> None:
+    share = Share.here()
+    assert [number in share for number in range(3)] == [True] * 3
+    sums = torch.tensor([1.0, 2.0])
+    assert torch.equal(share.total(sums, None), sums)
+    with pytest.raises(KeyError, match="mine"):
+        share.total(sums, KeyError("mine"))
