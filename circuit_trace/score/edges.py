@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import fields, replace
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
-from circuit_trace.graph import whole_number
 from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
 from circuit_trace.score.exact import BAR_DELAY, exact_scores
-from circuit_trace.score.methods import METHODS, Method, Task
+from circuit_trace.score.methods import Method, Task
 from circuit_trace.score.metrics import Metric, read_metric
+from circuit_trace.score.options import (
+    ForwardArg,
+    Steps,
+    check_exact,
+    check_model,
+    check_not_flat,
+    read_forward,
+    read_mask_value,
+    read_method,
+    read_path,
+    same_every_time,
+)
 from circuit_trace.score.prompts import PromptPairs, read_batches
 from circuit_trace.score.runs import check_patched
 from circuit_trace.score.share import Share
@@ -26,11 +36,6 @@ from circuit_trace.trace import About
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
-
-Steps = int | Sequence[float]
-"""How many points of a path, or the points themselves: 0 is the clean run, 1 the patched one."""
-
-ForwardArg = Mapping[str, Any] | Callable[[PromptPairs], Mapping[str, Any]]
 
 
 def score_edges(
@@ -106,18 +111,18 @@ def score_edges(
             (the edge and the batch are named), or the file to resume from is of another run.
         FormatError: The file to resume from cannot be read.
     """
-    _check_model(model)
+    check_model(model)
     check_patched(model, ablation, patched)
     measure, path = read_metric(metric), read_path(steps)
     if method == "exact":
-        _check_exact(forward)
+        check_exact(forward)
         return exact_scores(
             model, data, metric, ablation=ablation, patched=patched, resume=resume, bar=bar
         )
-    run = _method(method)
-    mask_value = _read_mask_value(mask_value)
-    _check_not_flat(metric, method, path, mask_value)
-    task = Task(model, measure, path, ablation, patched, mask_value, _read_forward(forward))
+    run = read_method(method)
+    mask_value = read_mask_value(mask_value)
+    check_not_flat(metric, method, path, mask_value)
+    task = Task(model, measure, path, ablation, patched, mask_value, read_forward(forward))
     share = Share.here()
     share.check(data)
     file = Unfinished(*_resumed(resume, share, task, metric, method))
@@ -205,7 +210,8 @@ def _scored(task: Task, run: Method, batch: PromptPairs, number: int) -> Tensor:
             f"have {seq} tokens. Wrap it with seq_len={seq}, or without positions."
         )
     try:
-        scores = run(task, batch).detach().reshape(-1).cpu()
+        with same_every_time(model):
+            scores = run(task, batch).detach().reshape(-1).cpu()
     except InputError as error:
         raise InputError(f"Batch {number}: {error}") from error
     wrong = (~scores.isfinite()).nonzero()
@@ -254,97 +260,6 @@ def _resumed(
     }
     own = "" if share.world == 1 else f".{share.rank}-of-{share.world}"
     return f"{fspath(resume)}{own}", settings
-
-
-def read_path(steps: Any) -> tuple[float, ...]:
-    """The points on the way from clean (0) to patched (1).
-
-    Raises:
-        InputError: They are none.
-    """
-    number = whole_number(steps)
-    if number is not None and number >= 1:
-        return tuple((k + 0.5) / number for k in range(number))
-    if number is None and isinstance(steps, Sequence) and not isinstance(steps, str):
-        points = tuple(steps)
-        if points and all(isinstance(p, int | float) and 0 <= p <= 1 for p in points):
-            return tuple(float(point) for point in points)
-    raise InputError(
-        "steps must be a whole number of points, 1 or more, or a list of points from 0 (clean) to 1 "
-        f"(patched); got {steps!r}."
-    )
-
-
-def _method(name: Any) -> Method:
-    if not isinstance(name, str) or name not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, exact; got {name!r}.")
-    return METHODS[name]
-
-
-def _read_mask_value(value: Any) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(
-            f"mask_value must be a finite number (0 = current, 1 = patched); got {value!r}."
-        )
-    return float(value)
-
-
-def _read_forward(given: Any) -> Callable[[PromptPairs], Mapping[str, Any]]:
-    if given is None or isinstance(given, Mapping):
-        return lambda batch: given or {}
-    if callable(given):
-        return cast(Callable[[PromptPairs], Mapping[str, Any]], given)
-    raise InputError(
-        "forward must map names of the model's forward arguments to values, or be a function of the "
-        f'batch that returns such a mapping, as {{"attention_mask": mask}}; got {given!r}.'
-    )
-
-
-def _check_exact(forward: Any) -> None:
-    if forward is not None:
-        raise InputError("method='exact' takes no forward=: score prompts without padding.")
-
-
-def _check_not_flat(metric: Any, method: str, path: tuple[float, ...], mask_value: float) -> None:
-    """KL is least where nothing is patched, so its gradient there says nothing."""
-    is_at_clean = {
-        "eap": True,
-        "eap-ig": set(path) == {0.0},
-        "eap-ig-activations": set(path) == {0.0},
-        "mask-gradient": mask_value == 0,
-    }
-    if metric == "kl" and is_at_clean.get(method):
-        raise InputError(
-            f"KL is 0 and has no slope where nothing is patched, so method={method!r} would score every "
-            "edge 0 there. Use method='eap-ig', 'clean-corrupted' or 'exact', or mask_value=1."
-        )
-
-
-def _check_model(model: Any) -> None:
-    from circuit_trace.model import PatchableModel
-
-    if not isinstance(model, PatchableModel):
-        raise InputError(f"Expected a wrapped model, ct.wrap(model); got {type(model).__name__}.")
-    if model.has_open_patch:
-        raise InputError(
-            "A patch is open on this model, so the clean pass would not be clean. Close it first."
-        )
-    for name, module in model.wrapped_model.named_modules():
-        if module.training and _is_random(module):
-            raise InputError(
-                f"The model is in training mode, where {name or 'it'!r} drops values at random or runs "
-                "layers twice: call model.eval() first."
-            )
-
-
-def _is_random(module: nn.Module) -> bool:
-    """Whether a module in training mode computes something else from pass to pass, or in the backward
-    pass; attention often drops by a number of its own, without a module for it."""
-    rates = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else ()
-    rates += ("attention_dropout", "attn_dropout", "dropout", "dropout_p", "dropout_prob")
-    values = [getattr(module, name, None) for name in rates]
-    drops = any(isinstance(value, float) and value > 0 for value in values)
-    return drops or getattr(module, "gradient_checkpointing", False) is True
 
 
 def _dtype_of(model: PatchableModel) -> torch.dtype:

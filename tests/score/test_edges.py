@@ -220,26 +220,32 @@ def test_a_model_must_be_wrapped_and_unpatched(model: ct.PatchableModel) -> None
     assert not model.has_open_patch
 
 
-class Dropping(nn.Module):
-    """Something in a model that drops values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.1)
-
-
-def test_dropout_is_refused_in_training_mode_alone() -> None:
+def test_dropout_is_refused() -> None:
     hooked = CASES[TYPICAL[0]].build()
-    hooked.add_module("more", Dropping())
     model = ct.wrap(hooked.eval())
     expected = ct.score_edges(model, PAIR, metric)
-    hooked.train()
+    drop = nn.Dropout(0.1)
+    handle = hooked.blocks[1].register_forward_hook(lambda module, args, output: drop(output))
+    for method in METHODS:
+        with pytest.raises(
+            ct.InputError, match=r"^Batch 0: The model draws random numbers as it runs"
+        ):
+            ct.score_edges(model, PAIR, metric, method=method)
+    drop.eval()
+    assert_same(ct.score_edges(model, PAIR, metric), expected)
+    handle.remove()
+
+
+def test_layers_that_run_again_are_refused() -> None:
+    hooked = CASES[TYPICAL[0]].build()
+    [*hooked.modules()][-1].gradient_checkpointing = True
+    model = ct.wrap(hooked.train())
     with pytest.raises(
-        ct.InputError, match=r"training mode, where 'more\.drop' drops values at random"
+        ct.InputError, match=r"^The model runs its layers again in the backward pass"
     ):
         ct.score_edges(model, PAIR, metric)
-    hooked.more.drop.p = 0.0
-    assert_same(ct.score_edges(model, PAIR, metric), expected)
+    hooked.eval()
+    assert_same(ct.score_edges(model, PAIR, metric), ct.score_edges(ct.wrap(hooked), PAIR, metric))
 
 
 class Stopped(Exception):
