@@ -7,6 +7,7 @@ which makes no difference, since both prompts have the same ones.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from torch.testing import assert_close
 import circuit_trace as ct
 from tests.models import CASES, tokens, wrapped
 
-attribution = pytest.importorskip(
-    "transformer_lens.tools.analysis.attribution_patching",
-    reason="attribution_patch is in TransformerLens 4.3 and later",
-)
+VERSION = tuple(int(part) for part in version("transformer-lens").split(".")[:2])
+if VERSION < (4, 3):
+    pytest.skip("scores of edges came with TransformerLens 4.3", allow_module_level=True)
+
+from transformer_lens.tools.analysis import attribution_patching as attribution  # noqa: E402
 
 SEQ, BATCH = 5, 3
 CLEAN, CORRUPT = tokens(1, batch=BATCH, seq=SEQ), tokens(2, batch=BATCH, seq=SEQ)
