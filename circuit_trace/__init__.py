@@ -43,6 +43,8 @@ from circuit_trace.model import wrap as wrap
 from circuit_trace.plan import AblationType as AblationType
 from circuit_trace.plan import PruneScores as PruneScores
 from circuit_trace.plan import SourceOutputs as SourceOutputs
+from circuit_trace.score.acdc import AcdcResult as AcdcResult
+from circuit_trace.score.acdc import acdc as acdc
 from circuit_trace.score.circuit import circuit as circuit
 from circuit_trace.score.edges import score_edges as score_edges
 from circuit_trace.score.exact import exact_scores as exact_scores
