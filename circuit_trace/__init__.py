@@ -48,6 +48,8 @@ from circuit_trace.score.acdc import acdc as acdc
 from circuit_trace.score.circuit import circuit as circuit
 from circuit_trace.score.edges import score_edges as score_edges
 from circuit_trace.score.exact import exact_scores as exact_scores
+from circuit_trace.score.faithfulness import Faithfulness as Faithfulness
+from circuit_trace.score.faithfulness import faithfulness as faithfulness
 from circuit_trace.trace import Trace as Trace
 from circuit_trace.trace import TraceDiff as TraceDiff
 
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
         load_model as load_model,
     )
     from circuit_trace.visualize import draw_difference as draw_difference
+    from circuit_trace.visualize import draw_faithfulness as draw_faithfulness
     from circuit_trace.visualize import draw_seq_graph as draw_seq_graph
     from circuit_trace.visualize import net_viz as net_viz
 
@@ -69,6 +72,7 @@ _LATER = {
     "visualize": "circuit_trace.visualize",
     "draw_seq_graph": "circuit_trace.visualize",
     "draw_difference": "circuit_trace.visualize",
+    "draw_faithfulness": "circuit_trace.visualize",
     "net_viz": "circuit_trace.visualize",
     "load_model": "circuit_trace.integrations.models",
     "load_scores": "circuit_trace.integrations.files",

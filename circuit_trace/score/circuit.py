@@ -7,7 +7,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuit_trace.errors import InputError, MaskError
@@ -80,7 +80,7 @@ def circuit(
         n = _n_above(flat[order], size)
     else:
         n = as_n_edges(graph, size, is_fraction=how == "fraction", name=how)
-    return masks_of(graph, order[:n], prune=prune)
+    return unflat_scores(graph, selected(graph, order[:n], prune=prune).float())
 
 
 def rankable(graph: Graph, scores: Any) -> Float[Tensor, " edge"]:
@@ -146,11 +146,13 @@ def _greedily(graph: Graph, strongest: Int[Tensor, " edge"]) -> Int[Tensor, " ed
     return torch.tensor(taken, dtype=torch.long)
 
 
-def masks_of(graph: Graph, numbers: Int[Tensor, " edge"], *, prune: bool) -> PruneScores:
-    """1 for these edges, 0 for all others; with `prune` for those of them that are connected."""
+def selected(
+    graph: Graph, numbers: Int[Tensor, " chosen"], *, prune: bool
+) -> Bool[Tensor, " edge"]:
+    """Which edges are these; with `prune`, which of these are connected."""
     kept = torch.zeros(graph.n_edges, dtype=torch.bool)
     kept[numbers] = True
-    return unflat_scores(graph, (connected(graph, kept) if prune else kept).float())
+    return connected(graph, kept) if prune else kept
 
 
 def as_n_edges(graph: Graph, size: Any, *, is_fraction: bool, name: str) -> int:

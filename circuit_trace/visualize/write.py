@@ -81,14 +81,18 @@ class File:
         return None if path is None else cls(check_path(path), include_plotlyjs, page_width)
 
 
-def write(figure: go.Figure, diagram: Diagram, file: File) -> None:
+def write(figure: go.Figure, diagram: Diagram | None, file: File) -> None:
     """Write the figure, or its diagram as text; the folder is made.
 
     Raises:
-        FigureError: An image was asked for and there is no browser to draw it, or the folder or
-            file cannot be written.
+        FigureError: An image was asked for and there is no browser to draw it, a graph of a figure
+            that is none, or the folder or file cannot be written.
     """
     path, suffix = file.path, file.path.suffix.lower()
+    if suffix in GRAPHS and diagram is None:
+        raise FigureError(
+            f"A curve is no graph to write as {suffix!r}: choose {', '.join(('.html', *IMAGES))}."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as unfinished:
@@ -98,7 +102,7 @@ def write(figure: go.Figure, diagram: Diagram, file: File) -> None:
                 figure.write_html(unfinished, include_plotlyjs=scripts, div_id="circuit-trace")
             elif suffix == ".json":
                 figure.write_json(unfinished)
-            elif suffix in GRAPHS:
+            elif suffix in GRAPHS and diagram is not None:
                 unfinished.write_text(GRAPHS[suffix](diagram), encoding="utf-8")
             else:
                 _write_image(figure, unfinished, _scale(figure, file))

@@ -1,0 +1,284 @@
+"""How well circuits of growing size do what the whole model does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from circuit_trace.errors import InputError
+from circuit_trace.graph import Graph, whole_number
+from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
+from circuit_trace.score.circuit import (
+    CircuitMethod,
+    as_n_edges,
+    check_method,
+    rankable,
+    ranked,
+    selected,
+)
+from circuit_trace.score.exact import BAR_DELAY
+from circuit_trace.score.metrics import Metric, read_metric
+from circuit_trace.score.prompts import read_batches
+from circuit_trace.score.runs import PairRun, check_patched, run_pairs
+from circuit_trace.score.unfinished import name_of
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from circuit_trace.model import PatchableModel
+
+Patch = Literal["complement", "circuit"]
+
+ROUNDING = 1e-5
+"""A metric that differs by no more than this is the same: patching every edge rounds otherwise."""
+
+MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The fractions of all edges at which MIB measures circuits (Mueller et al. 2025)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness:
+    """A metric of circuits of growing size, a number for each prompt. Made by `faithfulness`.
+
+    `fractions` are the sizes asked for, as parts of all `n_all` edges, and `n_edges` how many edges
+    the circuits have, after pruning. `clean` is the metric with no edge patched, `corrupt` with every
+    edge patched.
+    """
+
+    metric: str
+    patch: Patch
+    circuit: CircuitMethod
+    fractions: tuple[float, ...]
+    n_edges: tuple[int, ...]
+    n_all: int
+    values: Float[Tensor, "size prompt"]
+    clean: Float[Tensor, " prompt"]
+    corrupt: Float[Tensor, " prompt"]
+
+    @property
+    def mean(self) -> Float[Tensor, " size"]:
+        """The mean over the prompts."""
+        return self.values.mean(1)
+
+    @property
+    def std(self) -> Float[Tensor, " size"]:
+        """The standard deviation over the prompts (of a sample: n - 1); NaN for one prompt."""
+        if self.values.shape[1] < 2:
+            return torch.full_like(self.mean, float("nan"))
+        return self.values.std(1)
+
+    @property
+    def standard_error(self) -> Float[Tensor, " size"]:
+        """The standard error of the mean; NaN for one prompt."""
+        return self.std / self.values.shape[1] ** 0.5
+
+    @property
+    def span(self) -> float:
+        """The mean of `clean` less that of `corrupt`.
+
+        Raises:
+            InputError: It is 0, so that nothing can be measured by it.
+        """
+        span = float(self.clean.mean() - self.corrupt.mean())
+        if abs(span) < 1e-9 * max(1.0, float(self.clean.abs().max())):
+            raise InputError(
+                f"The metric is the same, {self.clean.mean().item():.6g} in the mean, with no edge "
+                "patched and with every edge patched, so faithfulness has no scale. Choose prompts or "
+                "a metric that tell the two apart; .mean holds the metric as it is."
+            )
+        return span
+
+    @property
+    def faithfulness(self) -> Float[Tensor, " size"]:
+        """(m(circuit) - m(corrupt)) / (m(clean) - m(corrupt)), of means over the prompts: 1 where the
+        metric is as on the clean prompts, 0 where it is as with every edge patched."""
+        return (self.mean - self.corrupt.mean()) / self.span
+
+    @property
+    def cpr(self) -> float:
+        """MIB's integrated circuit performance ratio: the area under faithfulness over the circuit's
+        fraction of all edges, by trapezoids between the sizes measured. Higher is better.
+
+        Raises:
+            InputError: Only the circuit was patched, or a single size was measured.
+        """
+        return self._area(self.faithfulness)
+
+    @property
+    def cmd(self) -> float:
+        """MIB's integrated circuit-model distance: the area between faithfulness and 1, |1 - f|, over
+        the circuit's fraction of all edges, by the same trapezoids. Lower is better, 0 is best.
+
+        Raises:
+            InputError: As `cpr`.
+        """
+        return self._area((1 - self.faithfulness).abs())
+
+    def _area(self, heights: Float[Tensor, " size"]) -> float:
+        if self.patch != "complement" or len(self.fractions) < 2:
+            raise InputError(
+                "CPR and CMD are areas over two or more sizes of circuits that are kept while all else "
+                f"is patched; these are {len(self.fractions)} with patch={self.patch!r}. Call "
+                "faithfulness(..., patch='complement')."
+            )
+        return float(torch.trapezoid(heights, torch.tensor(self.fractions, dtype=heights.dtype)))
+
+    def table(self) -> pd.DataFrame:
+        """A row for each size: fraction, edges in the circuit, the metric's mean, standard deviation
+        and standard error over the prompts, and faithfulness."""
+        return pd.DataFrame(
+            {
+                "fraction": self.fractions,
+                "n_edges": self.n_edges,
+                "mean": self.mean.numpy(),
+                "std": self.std.numpy(),
+                "standard_error": self.standard_error.numpy(),
+                "faithfulness": self.faithfulness.numpy(),
+            }
+        )
+
+    def draw(self, file_path: str | Path | None = None, **options: Any) -> go.Figure:
+        """Draw faithfulness over the circuit's size; options are those of
+        `circuit_trace.visualize.draw_faithfulness`, which draws several curves too.
+
+        >>> import circuit_trace as ct
+        >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
+        >>> model, pairs = ct.wrap(ct.load_model("bundled")), (CLEAN, CORRUPT, *ANSWERS)
+        >>> curve = ct.faithfulness(model, pairs, ct.exact_scores(model, pairs))
+        >>> figure = curve.draw()
+
+        Raises:
+            FigureError: An option is out of range, or the file cannot be written.
+        """
+        from circuit_trace.visualize import draw_faithfulness
+
+        return draw_faithfulness(self, file_path=file_path, **options)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Faithfulness: {self.metric} of {self.values.shape[1]} prompts at "
+            f"{len(self.fractions)} sizes, patch={self.patch!r}>"
+        )
+
+
+def faithfulness(
+    model: PatchableModel,
+    data: Any,
+    scores: PruneScores,
+    metric: Metric = "logit_diff",
+    *,
+    sizes: Sequence[float] | Sequence[int] = MIB_SIZES,
+    patch: Patch = "complement",
+    circuit: CircuitMethod = "top",
+    prune: bool = True,
+    ablation: AblationType = AblationType.RESAMPLE,
+    patched: SourceOutputs | None = None,
+    bar: bool = True,
+) -> Faithfulness:
+    """Measure the metric of circuits of growing size, chosen by |score|: a pass per size and batch.
+
+    >>> import circuit_trace as ct
+    >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
+    >>> model, pairs = ct.wrap(ct.load_model("bundled")), (CLEAN, CORRUPT, *ANSWERS)
+    >>> scores = ct.exact_scores(model, pairs)
+    >>> curve = ct.faithfulness(model, pairs, scores, sizes=(0, 0.2, 0.5, 1), circuit="greedy")
+    >>> curve.n_edges, [round(float(f), 2) for f in curve.faithfulness]
+    ((0, 22, 55, 110), [0.0, 0.34, 0.89, 1.0])
+
+    Args:
+        model: A wrapped model.
+        data: Pairs of prompts, as for `exact_scores`.
+        scores: Of the model's edges.
+        metric: As for `exact_scores`.
+        sizes: How large the circuits are: fractions of all edges, or, where all are whole numbers,
+            numbers of edges. When omitted, MIB's.
+        patch: "complement" patches every edge but the circuit's, so that only it carries the clean
+            prompt; "circuit" patches the circuit alone.
+        circuit: As `method` of `ct.circuit`.
+        prune: As in `ct.circuit`.
+        ablation: What is patched in.
+        patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
+        bar: Show a progress bar if it takes longer than two seconds.
+
+    Raises:
+        MaskError: The scores do not fit the model, are not finite, or are all zero.
+        InputError: Data, metric, sizes or options do not fit, or no prompt's metric changes when
+            every edge is patched.
+    """
+    check_patched(model, ablation, patched)
+    check_method(circuit)
+    if patch not in get_args(Patch):
+        raise InputError(f"patch must be 'complement' or 'circuit'; got {patch!r}.")
+    graph, measure = model.graph, read_metric(metric)
+    fractions, counts = _read_sizes(graph, sizes)
+    order = ranked(graph, rankable(graph, scores), circuit)
+    circuits = [selected(graph, order[:n], prune=prune) for n in counts]
+    batches = list(read_batches(model, data))
+    runs = (run_pairs(model, one, measure, ablation=ablation, patched=patched) for one in batches)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    with tqdm(
+        total=len(batches) * (len(circuits) + 1),
+        desc="faithfulness",
+        unit="pass",
+        delay=BAR_DELAY,
+        disable=not bar,
+    ) as progress:
+        for run in runs:
+            corrupt = _metric(run, torch.ones(graph.n_edges, dtype=torch.bool))
+            progress.update()
+            if not found and torch.allclose(corrupt, run.clean, rtol=ROUNDING, atol=ROUNDING):
+                raise InputError(
+                    "The metric of every prompt is the same with no edge patched and with every edge "
+                    "patched: are clean and corrupt prompts the same, or does the metric look "
+                    "elsewhere?"
+                )
+            values = []
+            for chosen in circuits:
+                values.append(_metric(run, chosen if patch == "circuit" else ~chosen))
+                progress.update()
+            found.append((torch.stack(values), run.clean, corrupt))
+    values, clean, corrupt = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
+    n_edges = tuple(int(one.sum()) for one in circuits)
+    name = name_of(metric).rpartition(".")[2]
+    return Faithfulness(
+        name, patch, circuit, fractions, n_edges, graph.n_edges, values, clean, corrupt
+    )
+
+
+def _metric(run: PairRun, patched: Bool[Tensor, " edge"]) -> Float[Tensor, " prompt"]:
+    """The metric of each prompt with these edges patched."""
+    found = run.masked(unflat_scores(run.model.graph, patched.float()))
+    if not found.isfinite().all():
+        raise InputError(
+            f"The metric is not a finite number when {int(patched.sum()):,} of the "
+            f"{len(patched):,} edges are patched. Try another ablation, or look at your metric."
+        )
+    return found
+
+
+def _read_sizes(graph: Graph, sizes: Any) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """The sizes in ascending order, as fractions of all edges and as numbers of edges.
+
+    Raises:
+        InputError: They are none, or out of range.
+    """
+    given = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else []
+    if not given:
+        raise InputError(
+            "sizes must be one or more fractions of all edges, such as (0.01, 0.1, 1.0), or numbers "
+            f"of edges, such as (10, 100); got {sizes!r}."
+        )
+    is_fraction = any(whole_number(size) is None for size in given)
+    pairs = {}
+    for size in given:
+        n = as_n_edges(graph, size, is_fraction=is_fraction, name="each of the sizes")
+        pairs[float(size) if is_fraction else n / graph.n_edges] = n
+    return tuple(sorted(pairs)), tuple(pairs[fraction] for fraction in sorted(pairs))

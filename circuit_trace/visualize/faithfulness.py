@@ -1,0 +1,256 @@
+"""Faithfulness over the size of the circuit, as a Plotly figure: one curve, or several to compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+from circuit_trace.errors import FigureError, InputError
+from circuit_trace.score.faithfulness import Faithfulness
+from circuit_trace.visualize.options import ThemeName, check_size, theme_named
+from circuit_trace.visualize.sankey import FONT, Theme, rgba
+from circuit_trace.visualize.text import escape
+from circuit_trace.visualize.write import File, show_in_ipython, write
+
+PALETTES = {
+    "light": (
+        "#0072B2",
+        "#D55E00",
+        "#009E73",
+        "#CC79A7",
+        "#A6761D",
+        "#56B4E9",
+        "#6A4C93",
+        "#222222",
+    ),
+    "dark": (
+        "#56B4E9",
+        "#FF8A4C",
+        "#2BC495",
+        "#E79AC3",
+        "#D9B44A",
+        "#4C9BFF",
+        "#B79BE0",
+        "#E8E8E8",
+    ),
+}
+"""Colours that are apart to colour-blind eyes too (after Okabe and Ito), in the order of the curves."""
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+"""So that curves are told apart in black and white."""
+BAND_ALPHA = 0.18
+TEXT_SIZE, SMALL_SIZE = 14, 12
+TICKS = (*(10.0**power * digit for power in range(-8, 0) for digit in (1, 2, 5)), 1.0)
+MOST_TICKS = 12
+LINE_HEIGHT = 20
+
+
+def draw_faithfulness(
+    curves: Faithfulness | Mapping[str, Faithfulness],
+    *,
+    log: bool = True,
+    size: tuple[float, float] = (620, 400),
+    theme: ThemeName = "light",
+    display_ipython: bool = True,
+    file_path: str | Path | None = None,
+    include_plotlyjs: bool | Literal["cdn"] = True,
+    page_width: float | None = None,
+) -> go.Figure:
+    """Draw faithfulness over the circuit's part of all edges, with its standard error over prompts.
+
+    >>> import circuit_trace as ct
+    >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
+    >>> model, pairs = ct.wrap(ct.load_model("bundled")), (CLEAN, CORRUPT, *ANSWERS)
+    >>> scores = ct.exact_scores(model, pairs)
+    >>> curves = {c: ct.faithfulness(model, pairs, scores, circuit=c) for c in ("top", "greedy")}
+    >>> drawn = ct.draw_faithfulness(curves)
+    >>> [trace.name for trace in drawn.data if trace.showlegend]
+    ['top (CPR 0.68, CMD 0.32)', 'greedy (CPR 0.68, CMD 0.32)']
+
+    Args:
+        curves: What `ct.faithfulness` returned, or a mapping from names to several of them.
+        log: Show sizes on a logarithmic scale, on which a circuit of no edge has no place.
+        size: Width and height in pixels.
+        theme: "light" or "dark".
+        display_ipython: Show the figure if this runs inside IPython.
+        file_path: Write the figure too: .html, .json, .png, .svg, .pdf, .jpg or .webp.
+        include_plotlyjs: As in `draw_seq_graph`.
+        page_width: As in `draw_seq_graph`.
+
+    Raises:
+        FigureError: There is nothing to draw, an option is out of range, or the file cannot be
+            written.
+    """
+    file = File.asked_for(file_path, include_plotlyjs, page_width)
+    colors = theme_named(theme)
+    check_size(size)
+    named = {"": curves} if isinstance(curves, Faithfulness) else curves
+    _check(named, log)
+    figure = go.Figure(layout=_layout(named, colors, size, log))
+    for place, (name, curve) in enumerate(named.items()):
+        color, symbol = (all_[place % len(all_)] for all_ in (PALETTES[theme], SYMBOLS))
+        figure.add_traces(_curve(name, curve, color, symbol, log))
+    if display_ipython:
+        show_in_ipython(figure)
+    if file is not None:
+        write(figure, None, file)
+    return figure
+
+
+def _check(curves: Any, log: bool) -> None:
+    if (
+        not isinstance(curves, Mapping)
+        or not curves
+        or not all(isinstance(one, Faithfulness) for one in curves.values())
+    ):
+        raise FigureError(
+            "Expected what ct.faithfulness returned, or a mapping from names to several of these; got "
+            f"{type(curves).__name__}."
+        )
+    if len({curve.patch for curve in curves.values()}) > 1:
+        raise FigureError(
+            "Some of the curves keep their circuits (patch='complement') and some patch them "
+            "(patch='circuit'): these go in figures of their own."
+        )
+    for name, curve in curves.items():
+        if log and not any(curve.fractions):
+            raise FigureError(
+                f"The curve {name!r} has circuits of no edge only, which a logarithmic scale has no "
+                "place for: pass log=False, or measure more sizes."
+            )
+        try:
+            _ = curve.faithfulness
+        except InputError as error:
+            raise FigureError(str(error)) from error
+
+
+def _curve(
+    name: str, curve: Faithfulness, color: str, symbol: str, log: bool
+) -> tuple[go.Scatter, go.Scatter]:
+    """The band of the standard error and the line on it."""
+    errors = (curve.standard_error / abs(curve.span)).nan_to_num(0).tolist()
+    points = [
+        (fraction, height, error, n, mean)
+        for fraction, height, error, n, mean in zip(
+            curve.fractions,
+            curve.faithfulness.tolist(),
+            errors,
+            curve.n_edges,
+            curve.mean.tolist(),
+            strict=True,
+        )
+        if fraction > 0 or not log
+    ]
+    x = [point[0] for point in points]
+    band = go.Scatter(
+        x=[*x, *reversed(x)],
+        y=[p[1] + p[2] for p in points] + [p[1] - p[2] for p in reversed(points)],
+        fill="toself",
+        fillcolor=rgba(color, BAND_ALPHA),
+        mode="lines",
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    line = go.Scatter(
+        x=x,
+        y=[point[1] for point in points],
+        customdata=[[n, mean, error] for _, _, error, n, mean in points],
+        mode="lines+markers",
+        name=_with_areas(name, curve),
+        showlegend=True,
+        line={"color": color, "width": 2},
+        marker={"color": color, "size": 7, "symbol": symbol},
+        hovertemplate=(
+            "%{x:.3~%} of all edges: %{customdata[0]:,} edges<br>faithfulness %{y:.3f} ± "
+            f"%{{customdata[2]:.3f}}<br>{escape(curve.metric)} %{{customdata[1]:.4g}}<extra></extra>"
+        ),
+    )
+    return band, line
+
+
+def _with_areas(name: str, curve: Faithfulness) -> str:
+    """The curve's name in the legend, with its areas where it has them."""
+    if curve.patch != "complement" or len(curve.fractions) < 2:
+        return escape(name)
+    areas = f"CPR {curve.cpr:.2f}, CMD {curve.cmd:.2f}"
+    return f"{escape(name)} ({areas})" if name else areas
+
+
+def _layout(
+    curves: Mapping[str, Faithfulness], theme: Theme, size: tuple[float, float], log: bool
+) -> go.Layout:
+    line = {"showgrid": False, "zeroline": False, "showline": True, "linecolor": theme.ink}
+    ticks = {"ticks": "outside", "tickcolor": theme.ink}
+    first = next(iter(curves.values()))
+    what = "circuit" if first.patch == "complement" else "patched circuit"
+    has_legend = any(_with_areas(name, curve) for name, curve in curves.items())
+    fractions = [f for curve in curves.values() for f in curve.fractions if f > 0 or not log]
+    x_axis: dict[str, Any] = {
+        **line,
+        **ticks,
+        "title": _title(f"edges in the {what}, of {_all_edges(curves)}"),
+        "tickformat": ".4~%",
+    }
+    if log:
+        shown = [tick for tick in TICKS if tick >= min(fractions) * 0.999]
+        if len(shown) > MOST_TICKS:
+            shown = [tick for tick in shown if round(math.log10(tick), 6).is_integer()]
+        low, high = math.log10(min(fractions)), math.log10(max(fractions))
+        room = max(0.05, 0.03 * (high - low))
+        x_axis.update(type="log", tickvals=shown, range=[low - room, high + room])
+    return go.Layout(
+        template=go.layout.Template(),
+        width=round(size[0]),
+        height=round(size[1]),
+        margin={"l": 70, "r": 20, "t": 24 + LINE_HEIGHT * len(curves) * has_legend, "b": 56},
+        paper_bgcolor=theme.paper,
+        plot_bgcolor=theme.paper,
+        font={"family": FONT, "size": SMALL_SIZE, "color": theme.ink},
+        hoverlabel={"align": "left", "font": {"family": FONT, "size": SMALL_SIZE}},
+        xaxis=x_axis,
+        yaxis={**line, **ticks, "title": _title(f"faithfulness ({_metrics(curves)})")},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "entrywidth": 1,
+            "entrywidthmode": "fraction",
+            "font": {"size": SMALL_SIZE},
+        },
+        showlegend=has_legend,
+        shapes=[_level(1, theme), _level(0, theme)],
+    )
+
+
+def _title(text: str) -> dict[str, Any]:
+    return {"text": text, "font": {"size": TEXT_SIZE}, "standoff": 10}
+
+
+def _level(height: float, theme: Theme) -> dict[str, Any]:
+    """A dashed line where the clean or the corrupt prompts are."""
+    return {
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": height,
+        "y1": height,
+        "layer": "below",
+        "line": {"color": theme.ink, "width": 1, "dash": "dash"},
+    }
+
+
+def _all_edges(curves: Mapping[str, Faithfulness]) -> str:
+    numbers = {curve.n_all for curve in curves.values()}
+    return f"{numbers.pop():,}" if len(numbers) == 1 else "all"
+
+
+def _metrics(curves: Mapping[str, Faithfulness]) -> str:
+    names = dict.fromkeys(curve.metric for curve in curves.values())
+    return escape(", ".join(name.replace("_", " ") for name in names))
