@@ -67,6 +67,7 @@ train: install
 benchmark: install
 	$(BIN)/python tests/benchmarks/engine.py
 	$(BIN)/python tests/benchmarks/figures.py
+	$(BIN)/python -m tests.benchmarks.scores
 
 # Against auto-circuit, in the environment where it runs.
 benchmark-peer: $(TL2)/.installed

@@ -19,7 +19,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
@@ -234,24 +234,28 @@ class Bench:
 
     def peak(self, context: Any) -> int:
         """The most bytes allocated at once by one pass in the context, above those before it."""
-        with ExitStack() as stack:
-            stack.enter_context(context)
-            gc.collect()
-            if self.device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-                self.plain()
-                return torch.cuda.max_memory_allocated() - before
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-                self.plain()
-        # Torch's allocator reports every tensor that comes and goes, temporaries of operators too.
-        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-        now = most = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            now += event.nbytes()
-            most = max(most, now)
-        return most
+        with context:
+            return peak_of(self.plain, self.device)
+
+
+def peak_of(run: Callable[[], Any], device: str) -> int:
+    """The most bytes that a run allocates at once, above those before it."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        run()
+    # Torch's allocator reports every tensor that comes and goes, temporaries of operators too.
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
 
 
 def storages(value: Any) -> set[tuple[int, int]]:
