@@ -7,7 +7,7 @@ firing its hook points, and in the layout of the raw tensors, which the core res
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -233,7 +233,9 @@ class _Builder:
         readers = {
             letter: Reader(
                 self._hook(hooks, f"blocks.{layer}.attn.hook_{letter.lower()}"),
-                partial(_project, norm, block.attn, letter),
+                norm,
+                partial(_of_heads, block.attn, f"W_{letter}"),
+                partial(_of_heads, block.attn, f"b_{letter}", None),
             )
             for letter in "QKV"
         }
@@ -294,8 +296,7 @@ class _Builder:
             reader = Reader(stream)
         else:  # the MLP reads what ln1 made for attention, as in GPT-J
             stream = self._hook(hooks, f"blocks.{layer}.hook_resid_pre")
-            norm = self._norm_before_attention(block)
-            reader = Reader(Point(block.mlp, "input"), lambda x, _heads: norm(x))
+            reader = Reader(Point(block.mlp, "input"), self._norm_before_attention(block))
         return DestSite(
             module_name=f"blocks.{layer}.hook_mlp_in",
             names=name,
@@ -329,27 +330,13 @@ def _normalises_after(block: Any) -> bool:
     return getattr(block.cfg, "original_architecture", None) in architectures
 
 
-def _project(norm: Norm, attn: Any, letter: str, x: Tensor, heads: Sequence[int]) -> Tensor:
-    """Queries, keys or values of some heads, each from its own input `[head, batch, pos, d_model]`.
+def _of_heads(attn: Any, name: str, *default: None) -> Tensor | None:
+    """A weight or bias of attention, a row for each head that has one of its own.
 
-    `ln1(x) @ W + b`, what TransformerLens shows at `attn.hook_q`, `hook_k` or `hook_v`.
+    HookedTransformer's grouped-query attention keeps those of its key-value heads under `_W_K`.
     """
-    index = list(heads)
-    # HookedTransformer's grouped-query attention keeps one matrix per key-value head under `_W_K`.
-    weight = getattr(attn, f"_W_{letter}", None)
-    weight = getattr(attn, f"W_{letter}") if weight is None else weight
-    bias = getattr(attn, f"_b_{letter}", None)
-    bias = getattr(attn, f"b_{letter}", None) if bias is None else bias
-    normed = norm(x).to(weight.dtype)
-    rows = normed.flatten(1, 2)
-    if len(index) < len(weight) and weight.device.type == "cpu":
-        # One by one: to gather weights into one tensor costs a CPU more than it saves.
-        projected = torch.stack([row @ weight[head] for row, head in zip(rows, index, strict=True)])
-    else:
-        projected = torch.bmm(rows, weight if len(index) == len(weight) else weight[index])
-    projected = projected.unflatten(1, x.shape[1:3])
-    bias = bias if bias is None or len(index) == len(weight) else bias[index]
-    return projected if bias is None else projected + bias[:, None, None]
+    own = getattr(attn, f"_{name}", None)
+    return getattr(attn, name, *default) if own is None else own
 
 
 def _example(model: Any) -> Tensor:

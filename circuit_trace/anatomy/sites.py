@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -90,15 +91,38 @@ class SourceSite:
 class Reader:
     """A tensor that a destination computes from the residual stream.
 
-    `project(x, heads)` maps the stream as each of `heads` shall read it,
-    `[head, batch, pos, d_model]`, to the tensor of those heads, `[head, batch, pos, width]`,
-    without firing a hook. Where `project` is None the tensor at `point` is the stream itself.
+    For head `i` it is `norm(x) @ weight()[i] + bias()[i]`, without the factors that are None, as
+    `hook_q` is; `norm` fires no hook. Where `norm` is None the tensor at `point` is the stream itself.
     """
 
     point: Point
-    project: Callable[[Float[Tensor, "head batch pos d_model"], Sequence[int]], Tensor] | None = (
-        None
-    )
+    norm: Callable[[Tensor], Tensor] | None = None
+    weight: Callable[[], Float[Tensor, "head d_model width"] | None] = nothing
+    bias: Callable[[], Float[Tensor, "head width"] | None] = nothing
+
+    def project(
+        self, x: Float[Tensor, "head batch pos d_model"], heads: Sequence[int]
+    ) -> Float[Tensor, "head batch pos width"]:
+        """What some heads compute, each from its own input."""
+        read = x if self.norm is None else self.norm(x)
+        weight, bias = self.weight(), self.bias()
+        if weight is None:
+            return read
+        index, are_all = list(heads), len(heads) == len(weight)
+        rows = read.to(weight.dtype).flatten(1, 2)
+        if are_all:
+            computed = torch.bmm(rows, weight)
+        elif weight.device.type == "cpu":
+            # One by one: to gather weights into one tensor costs a CPU more than it saves.
+            computed = torch.stack(
+                [row @ weight[one] for row, one in zip(rows, index, strict=True)]
+            )
+        else:
+            computed = torch.bmm(rows, weight[index])
+        computed = computed.unflatten(1, x.shape[1:3])
+        if bias is None:
+            return computed
+        return computed + (bias if are_all else bias[index])[:, None, None]
 
 
 @dataclass(frozen=True, eq=False)

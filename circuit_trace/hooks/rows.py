@@ -42,7 +42,7 @@ def run_rows(
     def patch(number: int, reader: Reader, tensor: Tensor) -> Tensor:
         patched.add(number)
         whole = unflattened(tensor, shape)
-        if reader.project is None:
+        if reader.norm is None:
             return add_delta(whole, delta).view_as(tensor)
         read = delta.on(unflattened(seen["stream"], shape), Scratch())
         new = reader.project(read, delta.heads)

@@ -233,7 +233,7 @@ class Session:
         if any(dest.module_name in self._touched for dest in dests):
             self._pass.streams[key] = tensor
         if self._keep_reads:
-            is_changed = any(reader.project is None for dest in dests for reader in dest.readers)
+            is_changed = any(reader.norm is None for dest in dests for reader in dest.readers)
             self._pass.record.reads.append(Read(numbers, sketch(tensor), is_changed))
         if numbers[-1] == len(self.anatomy.dests) - 1:
             self._check_all_patched(self._pass)
@@ -302,7 +302,7 @@ class Session:
         if delta is None:
             return None
         self._pass.patched.add(_key(reader.point))
-        if reader.project is None:
+        if reader.norm is None:
             return add_delta(whole, delta).view_as(tensor)
         stream = self._pass.streams[_key(dest.stream)]
         read = delta.on(stream, self._pass.scratch)

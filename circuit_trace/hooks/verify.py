@@ -103,7 +103,7 @@ class _Seen:
         found = [_Difference(where, _relative(self.sum_before(dest.n_sources), stream))]
         heads = range(len(dest.names))
         for reader in dest.readers:
-            if reader.project is not None:
+            if reader.norm is not None:
                 own = self._tensor(reader.point, dest).reshape(*stream.shape[:2], len(heads), -1)
                 copies = stream.expand(len(heads), *stream.shape)
                 ours = reader.project(copies, heads).permute(1, 2, 0, 3)

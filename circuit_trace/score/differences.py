@@ -2,93 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuit_trace.graph import DestModule, Graph
+from circuit_trace.graph import Graph
 from circuit_trace.hooks.delta import Scratch
 from circuit_trace.plan import SiteOutput, SourceOutputs, project
 
+AT_ONCE = {"cpu": 2**25, "cuda": 2**30}
+"""Bytes of the sources' differences that are worked on at a time: on a CPU fresh memory costs as much as
+the sums in it, on a GPU each part costs the start of all its kernels."""
+
 
 class Differences:
-    """Patched less current of all sources, `[source, batch, seq, d_model]`, in float32 or wider.
+    """Patched less current of all sources, in float32 or wider, some positions after the other.
 
-    Heads are projected once, when the first destination asks for them. Where positions are told
-    apart the batch and position axes stand the other way round, so that all prompts of one position
-    lie together and a destination module is one (batched) matrix product in either case.
+    As vectors they are as wide as the stream: those of all sources at all positions would take many
+    times what the model's own tensors do.
     """
 
     def __init__(self, graph: Graph, current: Sequence[SiteOutput], patched: SourceOutputs) -> None:
         self.graph = graph
         self._current = current
         self._patched = patched
-        self._n_projected = self._n_sites = 0
-        self._scratch = Scratch()
+        self._same_weights = [
+            then.shares_weight(now)
+            or (_are_equal(now.weight, then.weight) and _are_equal(now.gain, then.gain))
+            for now, then in zip(current, patched.sites, strict=True)
+        ]
+        self._rows, self._gradients = Scratch(), Scratch()
 
     def products(
-        self, module: DestModule, gradients: Iterable[tuple[slice, Tensor]]
+        self, write: Callable[[int, slice, Float[Tensor, "head seq batch d_model"]], None]
     ) -> Float[Tensor, "pos edge"]:
-        """(P − C) · gradient of every edge into a module: at each position, or summed over all.
+        """(P − C) · gradient of every edge: at each position, or summed over all.
 
-        The gradients `[head, batch, seq, d_model]` come for some heads at a time and add up.
+        `write` writes the gradients of the destination module with that number, at those positions,
+        into what it is given.
         """
-        rows = self._first(module.n_sources)
-        has_positions = self.graph.seq_len is not None
-        lead = (rows.shape[1], len(module.dests)) if has_positions else (len(module.dests),)
-        whole = self._scratch.like(rows, *lead, *rows.shape[1 + has_positions :])
-        begun: set[int] = set()
-        for heads, part in gradients:
-            into = whole[:, heads] if has_positions else whole[heads]
-            part = part.permute(2, 0, 1, 3) if has_positions else part
-            into.add_(part) if heads.start in begun else into.copy_(part)
-            begun.add(heads.start)
-        if not has_positions:
-            return (whole.flatten(1) @ rows.flatten(1).T).view(1, -1)
-        return torch.bmm(whole.flatten(2), rows.flatten(2).permute(1, 2, 0)).flatten(1)
+        numbered = list(enumerate(self.graph.modules))
+        # Modules that read the same sources are one product: a layer's queries, keys and values.
+        groups = [list(some) for _, some in groupby(numbered, lambda one: one[1].n_sources)]
+        parts = []
+        for positions, rows in self._all_rows():
+            found = []
+            for group in groups:
+                n_heads = [len(module.dests) for _, module in group]
+                gradients = self._gradients.like(rows, sum(n_heads), *rows.shape[1:])
+                for (number, _), heads in zip(group, gradients.split(n_heads), strict=True):
+                    write(number, positions, heads)
+                found.append(self._product(gradients, rows[: group[0][1].n_sources]))
+            parts.append(torch.cat(found, dim=1))
+        return torch.cat(parts) if self.graph.seq_len is not None else sum(parts[1:], parts[0])
+
+    def _product(
+        self,
+        gradients: Float[Tensor, "head seq batch d_model"],
+        rows: Float[Tensor, "source seq batch d_model"],
+    ) -> Float[Tensor, "pos edge"]:
+        if self.graph.seq_len is None:
+            return (gradients.flatten(1) @ rows.flatten(1).T).view(1, -1)
+        one, other = gradients.flatten(2).transpose(0, 1), rows.flatten(2).transpose(0, 1)
+        if len(gradients) == 1:
+            return torch.bmm(one, other.mT).flatten(1)
+        # The longer one first: this way round it takes half the time on a CPU.
+        return torch.bmm(other, one.mT).mT.flatten(1)
 
     def norms(self) -> Float[Tensor, "pos source"]:
         """‖P − C‖ of every source at each position, or over all, summed over prompts."""
-        rows = self._first(len(self.graph.srcs))
+        squares = torch.cat([rows.square().sum(-1) for _, rows in self._all_rows()], dim=1)
         if self.graph.seq_len is None:
-            return rows.flatten(2).norm(dim=-1).sum(1)[None]
-        return rows.norm(dim=-1).sum(2).T
+            return squares.sum(1).sqrt().sum(1)[None]
+        return squares.sqrt().sum(2).T
 
     def of_site(self, number: int) -> Float[Tensor, "node batch seq d_model"]:
         """What one site's nodes would write more if they wrote what is patched in."""
-        now, then = self._current[number], self._patched.sites[number]
-        slots = range(now.code.shape[2])
-        wide = torch.promote_types(now.code.dtype, torch.float32)
-        if then.shares_weight(now):
-            change = then.code.to(now.code.device, wide) - now.code.to(wide)
-            return project(change, _wide(now.weight, wide), slots, _wide(now.gain, wide))
-        return then.project(slots).to(now.code).to(wide) - now.project(slots).to(wide)
+        return self._of_site(number, slice(None)).transpose(1, 2)
 
     def code_of_site(self, number: int) -> Float[Tensor, "batch seq node width"] | None:
         """The same before the site's weights, None where the two have different ones."""
         now, then = self._current[number], self._patched.sites[number]
-        return then.code.to(now.code) - now.code if _are_equal(now.weight, then.weight) else None
+        return then.code.to(now.code) - now.code if self._same_weights[number] else None
 
-    def _first(self, n_sources: int) -> Tensor:
-        """The first sources' differences, those of further sites computed when they are needed."""
-        while self._n_projected < n_sources:
-            rows = self.of_site(self._n_sites)
-            rows = rows if self.graph.seq_len is None else rows.transpose(1, 2)
-            self._rows[self._n_projected : self._n_projected + len(rows)] = rows
-            self._n_projected += len(rows)
-            self._n_sites += 1
-        return self._rows[:n_sources]
-
-    @cached_property
-    def _rows(self) -> Tensor:
-        code = self._current[0].code
+    def _all_rows(self) -> Iterator[tuple[slice, Float[Tensor, "source seq batch d_model"]]]:
+        """All sources' differences at some positions; the next ones overwrite them."""
+        code, n_sources = self._current[0].code, len(self.graph.srcs)
         batch, seq, _, d_model = code.shape
-        axes = (batch, seq) if self.graph.seq_len is None else (seq, batch)
-        wide = torch.promote_types(code.dtype, torch.float32)
-        return code.new_empty((len(self.graph.srcs), *axes, d_model), dtype=wide)
+        like = code.new_empty(0, dtype=torch.promote_types(code.dtype, torch.float32))
+        most = AT_ONCE.get(code.device.type, max(AT_ONCE.values()))
+        step = max(1, most // (n_sources * batch * d_model * like.itemsize))
+        for start in range(0, seq, step):
+            positions = slice(start, min(seq, start + step))
+            rows = self._rows.like(like, n_sources, positions.stop - start, batch, d_model)
+            begin = 0
+            for number in range(len(self._current)):
+                end = begin + self._current[number].code.shape[2]
+                self._of_site(number, positions, rows[begin:end])
+                begin = end
+            yield positions, rows
+
+    def _of_site(
+        self, number: int, positions: slice, out: Tensor | None = None
+    ) -> Float[Tensor, "node seq batch d_model"]:
+        now, then = self._current[number], self._patched.sites[number]
+        batch, seq, n_nodes, _ = now.code.shape
+        slots = range(n_nodes)
+        wide = torch.promote_types(now.code.dtype, torch.float32)
+        weight, gain = _wide(now.weight, wide), _wide(now.gain, wide)
+        # What is the same for all prompts or positions (zeros, means) is kept once.
+        code = now.code[:, positions].transpose(0, 1).to(wide)
+        other = then.code.expand(batch, seq, -1, -1)[:, positions].transpose(0, 1)
+        other = other.to(now.code.device, wide)
+        if self._same_weights[number]:
+            return project(other - code, weight, slots, gain, out)
+        theirs = [_wide(one, wide, now.code.device) for one in (then.weight, then.gain)]
+        change = project(other, theirs[0], slots, theirs[1]) - project(code, weight, slots, gain)
+        return change if out is None else out.copy_(change)
 
 
 def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
@@ -98,5 +131,7 @@ def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one, other.to(one))
 
 
-def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
+def _wide(
+    tensor: Tensor | None, dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor | None:
+    return None if tensor is None else tensor.to(device=device, dtype=dtype)

@@ -6,7 +6,7 @@ for at the readers alone (`torch.autograd.grad`), and the hooks are gone before 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +32,6 @@ Change = tuple[Point, Callable[[Tensor], Tensor]]
 """A tensor that passes in the model, and what shall pass in its place."""
 
 
-AT_ONCE = {"cpu": 2**22, "cuda": 2**28}
-"""Bytes of the stream as heads read it that are worked on at a time: what a processor's cache holds, and
-on a GPU enough to keep it busy."""
-
-
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """What one pass leaves: the sources' outputs, the logits, and the gradients of the metric, summed
@@ -46,39 +41,6 @@ class Gradients:
     logits: Tensor
     streams: Mapping[DestSite, Tensor]
     at_readers: Mapping[Reader, Tensor]
-
-    def into(
-        self, dest: DestSite
-    ) -> Iterator[tuple[slice, Float[Tensor, "head batch seq d_model"]]]:
-        """The gradients with respect to the stream as some heads of a module read it, a part of its
-        heads after the other; those of several readers add up."""
-        for reader in dest.readers:
-            gradient = self.at_readers[reader]
-            if reader.project is None:
-                yield slice(0, 1), gradient[None]
-                continue
-            stream, n_heads = self.streams[dest], len(dest.names)
-            by_head = gradient.reshape(*stream.shape[:2], n_heads, -1).permute(2, 0, 1, 3)
-            for heads in range(n_heads)[:: _heads_at_once(stream)]:
-                part = slice(heads, min(n_heads, heads + _heads_at_once(stream)))
-                yield (
-                    part,
-                    _pulled_back(reader.project, stream, by_head[part], range(n_heads)[part]),
-                )
-
-
-def _heads_at_once(stream: Tensor) -> int:
-    most = AT_ONCE.get(stream.device.type, max(AT_ONCE.values()))
-    return max(1, most // stream.nbytes)
-
-
-def _pulled_back(project: Any, stream: Tensor, gradient: Tensor, heads: Sequence[int]) -> Tensor:
-    """The gradient with respect to the stream as each head reads it: they all read the same, but each
-    head has a gradient of its own."""
-    with torch.enable_grad(), torch.autocast(stream.device.type, enabled=False):
-        read = stream.expand(len(heads), *stream.shape).requires_grad_()
-        computed = project(read, heads)
-        return torch.autograd.grad(computed, read, gradient.to(computed))[0]
 
 
 def gradients(
@@ -182,7 +144,7 @@ class _Taps:
             self._handles.append(attach(*self._change))
         self._handles.append(attach(self._anatomy.sources[0].point, self._start))
         for dest, reader in _readers(self._anatomy):
-            if reader.project is not None:
+            if reader.norm is not None:
                 self._handles.append(attach(dest.stream, partial(self._pass, dest)))
 
     def detach(self) -> None:

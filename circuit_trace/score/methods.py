@@ -29,6 +29,7 @@ from circuit_trace.score.differences import Differences
 from circuit_trace.score.gradients import Change, Gradients, gradients, logits_of, summed
 from circuit_trace.score.metrics import PerPrompt
 from circuit_trace.score.prompts import PromptPairs
+from circuit_trace.score.pull_back import PullBack
 from circuit_trace.score.runs import patched_in
 
 if TYPE_CHECKING:
@@ -119,15 +120,9 @@ def _on_paths_of_sites(task: Task, batch: PromptPairs) -> Tensor:
 
 
 def _products(task: Task, differences: Differences, run: Gradients) -> Float[Tensor, "pos edge"]:
-    """The scores by one run's gradients, module by module."""
-    model = task.model
-    return torch.cat(
-        [
-            differences.products(module, run.into(dest))
-            for module, dest in zip(model.graph.modules, model.anatomy.dests, strict=True)
-        ],
-        dim=1,
-    )
+    """The scores by one run's gradients."""
+    dests, back = task.model.anatomy.dests, PullBack(run)
+    return differences.products(lambda number, *at: back.into(dests[number], *at))
 
 
 def _moved(task: Task, clean: _Clean, number: int, point: float) -> Change:

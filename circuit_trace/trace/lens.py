@@ -18,7 +18,7 @@ from torch import Tensor
 from circuit_trace.anatomy import Unembed
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Edge, whole_number
-from circuit_trace.hooks.postnorm import PROBE
+from circuit_trace.hooks.norms import LinearNorm, subtract_mean
 from circuit_trace.hooks.verify import tolerance_of
 from circuit_trace.plan import Plan
 from circuit_trace.trace.inputs import stream_at
@@ -69,28 +69,25 @@ class Lens:
         weight = unembed.weight().detach()
         end = trace.graph.dests[-1]
         stream = stream_at(trace, end, batch_idx).to(weight)
-        gain, shift, is_centred = _taken_apart(unembed.norm, weight)
+        norm = LinearNorm.of(unembed.norm, stream)
+        _check_linear(norm, stream.dtype)
         with torch.no_grad():
             normed = unembed.norm(stream)
-        wide = _centred(stream.float(), is_centred) * gain
-        # Where the stream is nothing, or not finite, outputs have no shares: they are NaN.
-        scale = wide.norm(dim=-1) / (normed.float() - shift).norm(dim=-1)
-        scale = torch.where(scale > 0, scale, float("nan"))
-        _check_linear(normed, wide / scale[:, None] + shift)
         _check_logits(trace, unembed, batch_idx, normed, weight)
-        return cls(gain, is_centred, scale, weight.float())
+        # Where the stream is nothing, or not finite, outputs have no shares: they are NaN.
+        return cls(norm.gain.float(), norm.is_centred, norm.scale[:, 0].float(), weight.float())
 
     def logits(
         self, vectors: Float[Tensor, "row d_model"], positions: Sequence[int]
     ) -> Float[Tensor, "row d_vocab"]:
         """The shares of the logits that vectors at these positions have."""
-        wide = _centred(vectors.to(self.gain), self.is_centred) * self.gain
+        wide = subtract_mean(vectors.to(self.gain), self.is_centred) * self.gain
         return wide / self.scale[list(positions), None] @ self.weight
 
     def direction(self, first: int, second: int) -> Float[Tensor, "seq d_model"]:
         """The vectors whose dot product with an output at each position is its share of the first
         token's logit less the second's."""
-        along = _centred(
+        along = subtract_mean(
             self.gain * (self.weight[:, first] - self.weight[:, second]), self.is_centred
         )
         return along / self.scale[:, None]
@@ -121,31 +118,9 @@ def _check_saved(trace: Trace) -> None:
         )
 
 
-def _taken_apart(norm: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """The gain and shift of a norm, and whether it subtracts a mean: it is applied to nothing, to
-    equal entries, and to entries that have no mean."""
-    d_model = like.shape[0]
-    signs = torch.ones(d_model, device=like.device)
-    signs[1::2] = -1
-    signs = signs - signs.mean()
-    probes = torch.stack([torch.zeros_like(signs), torch.ones_like(signs), signs])
-    with torch.no_grad():
-        shift, even, odd = norm((PROBE * probes)[None].to(like.dtype))[0].float()
-    is_centred = torch.allclose(
-        even, shift, rtol=1e-3, atol=1e-3 * float((odd - shift).abs().max())
-    )
-    normed = signs / signs.square().mean().sqrt()
-    return (odd - shift) / normed, shift, is_centred
-
-
-def _centred(vectors: Tensor, is_centred: bool) -> Tensor:
-    return vectors - vectors.mean(-1, keepdim=True) if is_centred else vectors
-
-
-def _check_linear(normed: Tensor, linear: Tensor) -> None:
+def _check_linear(norm: LinearNorm, dtype: torch.dtype) -> None:
     """Compare the norm with its linear form, where both are numbers."""
-    relative = _relative(linear, normed.float())
-    if not relative.isnan().all() and relative.nan_to_num().max() > tolerance_of(normed.dtype):
+    if norm.relative.nan_to_num().max() > tolerance_of(dtype):
         raise InputError(
             "The final norm of this model is not a LayerNorm or RMSNorm: for a given scale it is "
             "not linear, so outputs have no shares of the logits. Give direction= as a vector, or "

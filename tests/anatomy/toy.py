@@ -6,8 +6,6 @@ to the stream. There are no tokens: the input is the stream itself, `[batch, seq
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +91,6 @@ def anatomy(model: nn.Module, *, separate_qkv: bool = True) -> Anatomy | None:
     )
 
 
-def _what_heads_read(x: Tensor, _heads: Sequence[int]) -> Tensor:
+def _what_heads_read(x: Tensor) -> Tensor:
     """A head reads the stream as it is."""
     return x

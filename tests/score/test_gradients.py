@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import circuit_trace as ct
-from circuit_trace.score import gradients as module
+from circuit_trace.score import differences, pull_back
 from circuit_trace.score.gradients import gradients
 from circuit_trace.score.metrics import read_metric
 from circuit_trace.score.prompts import PromptPairs
@@ -125,28 +125,48 @@ def test_autocast_comes_close() -> None:
 
 @pytest.mark.parametrize("name", TYPICAL)
 @pytest.mark.parametrize("seq_len", [None, SEQ])
-def test_heads_one_by_one_are_all_of_them(
-    name: str, seq_len: int | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("module", [differences, pull_back])
+def test_parts_one_by_one_are_all_of_them(
+    name: str, seq_len: int | None, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = wrapped(name, seq_len)
-    expected = scores(model)
+    expected = scores(model, method="eap-ig", steps=2)
+    norms = scores(model, method="magnitude")
     monkeypatch.setattr(module, "AT_ONCE", {"cpu": 1})
-    found = scores(model)
+    for key, score in scores(model, method="magnitude").items():
+        assert_close(score, norms[key])
+    found = scores(model, method="eap-ig", steps=2)
     for key, score in expected.items():
         assert_close(found[key], score, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_norms_are_pulled_back_as_autograd_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(name, SEQ)
+    expected = scores(model)
+    monkeypatch.setattr(pull_back.PullBack, "_norm", lambda self, dest, reader: None)
+    for key, score in scores(model).items():
+        assert_close(expected[key], score, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+def test_no_norm_needs_autograd(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull_back, "_by_autograd", None)  # it would be called
+    assert scores(wrapped(name))
 
 
 def test_the_gradient_at_the_end_is_that_of_what_follows() -> None:
     """The last reader is the stream itself: unembedding by hand gives its gradient."""
     model = wrapped(TYPICAL[0])
     run = gradients(model, BATCH, read_metric(metric))
-    ((heads, found),) = run.into(model.anatomy.dests[-1])
-    assert heads == slice(0, 1)
+    found = torch.empty(1, SEQ, *CLEAN.shape[:1], model.cfg.d_model)
+    pull_back.PullBack(run).into(model.anatomy.dests[-1], slice(None), found)
     unembed = model.anatomy.unembed
     assert unembed is not None
     end = model.trace(CLEAN).dest("Resid End").input.requires_grad_()
     value = metric(unembed.norm(end) @ unembed.weight(), None).sum()
-    assert_close(found[0], torch.autograd.grad(value, end)[0], rtol=1e-4, atol=1e-5)
+    expected = torch.autograd.grad(value, end)[0]
+    assert_close(found[0].transpose(0, 1), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_metric_blind_to_the_model_has_no_gradient() -> None:
