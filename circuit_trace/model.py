@@ -255,10 +255,12 @@ class PatchableModel:
         _check_ablation(ablation)
         if ablation.mean_over_dataset:
             sites, seq = mean_outputs(
-                lambda batch: self._record(batch, forward).outputs, data, ablation
+                lambda batch: self._record(batch, forward, needs_logits=False).outputs,
+                data,
+                ablation,
             )
             return SourceOutputs(self.srcs, sites, 1, seq, ablation)
-        record = self._record(data, forward)
+        record = self._record(data, forward, needs_logits=False)
         batch, seq = record.outputs[0].code.shape[:2]
         sites = tuple(
             replace(site, code=ablate_batch(site.code, ablation)) for site in record.outputs
@@ -485,9 +487,13 @@ class PatchableModel:
             )
         return tokens
 
-    def _record(self, data: Any, forward: Mapping[str, Any] | None = None) -> PassRecord:
+    def _record(
+        self, data: Any, forward: Mapping[str, Any] | None = None, *, needs_logits: bool = True
+    ) -> PassRecord:
         """Run one batch outside every open patch and return its record."""
         batch, more = self.tokens_of(data), _checked_forward(forward)
+        if not needs_logits:
+            more = {**self.anatomy.without_logits, **more}
         self._check_alone()
         session = Session(self.wrapped_model, self.anatomy, reads=False)
         if self._session is not None:

@@ -147,8 +147,8 @@ class _Builder:
             to_strings=_strings_of(getattr(self.model, "tokenizer", None)),
             unembed=self._unembed(),
             cfg=cfg,
-            # HookedTransformer's unembedding copies W_U in each pass; nothing verified needs it.
-            example_options={"return_type": None} if self.norm is _hooked_norm else {},
+            # HookedTransformer's unembedding copies W_U in each pass.
+            without_logits={"return_type": None} if self.norm is _hooked_norm else {},
         )
 
     def _unembed(self) -> Unembed:

@@ -184,5 +184,5 @@ class Anatomy:
     to_strings: Callable[[Int[Tensor, " seq"]], list[str]] | None = None
     unembed: Unembed | None = None
     cfg: Any = None
-    example_options: Mapping[str, Any] = field(default_factory=dict)
-    """What the example is run with, for instance to leave out a costly unembedding."""
+    without_logits: Mapping[str, Any] = field(default_factory=dict)
+    """Options of a pass whose logits nobody needs, to leave out a costly unembedding."""

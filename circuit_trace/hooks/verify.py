@@ -176,7 +176,7 @@ def _pass(model: nn.Module, anatomy: Anatomy, example: Tensor) -> object:
     nor differs from one run to the next."""
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        return model(example, **anatomy.example_options)
+        return model(example, **anatomy.without_logits)
 
 
 def _run(model: nn.Module, anatomy: Anatomy, example: Tensor) -> _Seen:

@@ -59,6 +59,8 @@ class PullBack:
         out: Float[Tensor, "head row d_model"],
     ) -> None:
         norm = self._norm(dest, reader)
+        if norm is not None:
+            gradient = gradient.to(out) / _rows(norm.scale, positions)
         for heads in _parts(out):
             if norm is None:
                 stream = _rows(self.run.streams[dest], positions)
@@ -97,16 +99,20 @@ def _through_weight(reader: Reader, gradient: Tensor, heads: slice, out: Tensor)
     if weight is None:
         out.copy_(gradient)
     else:
-        torch.bmm(gradient.to(out), weight.detach()[heads].mT.to(out), out=out)
+        torch.bmm(gradient, weight.detach()[heads].mT.to(out), out=out)
 
 
 def _through_norm(norm: LinearNorm, positions: slice, out: Tensor) -> None:
+    """`out` holds `g W^T / scale`."""
     centred, scale = _rows(norm.centred, positions), _rows(norm.scale, positions)
-    out.mul_(norm.gain / scale)
-    if norm.is_centred:
-        out.sub_(out.mean(-1, keepdim=True))
+    # Both sums over d_model in one product, which reads `out` once.
     along = centred / (-out.shape[-1] * scale.square())
-    out.addcmul_(centred, (out * along).sum(-1, keepdim=True))
+    mean = torch.full_like(centred, 1 / out.shape[-1])
+    sums = torch.bmm(norm.gain * torch.stack([along, mean], dim=1), out.permute(1, 2, 0))
+    overlap, mean = sums.permute(1, 2, 0)[..., None]
+    out.mul_(norm.gain).addcmul_(centred, overlap)
+    if norm.is_centred:
+        out.sub_(mean)
 
 
 def _by_autograd(reader: Reader, stream: Tensor, gradient: Tensor, heads: range) -> Tensor:
