@@ -68,10 +68,11 @@ def test_demo_prints_the_table_and_names_the_files(
     printed = run(capsys, "demo", "--top", "3", "--out", "pics")
     header = next(line for line in printed.splitlines() if "current_norm" in line)
     assert header.split() == [
-        "edge", "position", "token", "current_norm", "patched_norm", "cosine", "effect",
+        "edge", "position", "token", "current_norm", "patched_norm", "cosine", "score",
     ]  # fmt: skip
     assert "with these 3 edges patched" in printed
-    assert "wrote pics/circuit.html" in printed
+    assert "measured for each of 1,650 edges" in printed
+    assert "wrote pics/circuit.html, pics/scores.html" in printed
     assert "no PNG: Pictures such as .png" in printed
     assert (folder / "pics" / "circuit.html").exists()
     assert len(ct.Trace.load(folder / "pics" / "circuit.trace").edges) == 3
@@ -218,7 +219,10 @@ def test_convert_a_circuit_and_without_positions(capsys: Printed) -> None:
 
 
 WRONG = {
-    "prompts of other lengths": (["demo", "--clean", "When Mary"], "must have as many tokens"),
+    "prompts of other lengths": (
+        ["demo", "--clean", "When Mary"],
+        "must have the same number of prompts",
+    ),
     "no such model": (["demo", "--model", "no-such-model"], "no-such-model"),
     "no such edge": (
         ["trace", "--clean", "When", "--corrupt", "and", "--edges", "A9.9->MLP 1"],

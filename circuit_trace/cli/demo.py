@@ -23,10 +23,11 @@ def add_to(commands: Any) -> None:
         "demo",
         help="find, patch and draw the edges that move a name to the end of a sentence",
         description=(
-            "Trace a clean prompt against one with the names swapped: patch each edge alone, "
-            "measure the change of the logit difference between the two answers, patch the "
-            "strongest edges together, and write their per-token circuit as circuit.html and "
-            "circuit.png, as explorer.html, a page to click through, and as circuit.trace, the record."
+            "Trace a clean prompt against one with the names swapped: score every edge by what "
+            "patching it alone does to the logit difference between the two answers, patch the "
+            "strongest connected edges together, and write their per-token circuit as circuit.html "
+            "and circuit.png, beside their scores as scores.html and scores.png, as explorer.html, a "
+            "page to click through, and as circuit.trace, the record."
         ),
         epilog=EPILOG,
         **COMMAND,
@@ -65,20 +66,23 @@ def run(options: argparse.Namespace) -> int:
     print(f"clean    {prompts.clean}  [{prompts.answers[0].strip()}]")
     print(f"corrupt  {prompts.corrupt}  [{prompts.answers[1].strip()}]\n")
     shown = report.table.rename(columns={"seq_idx": "position"})
-    columns = ["edge", "position", "token", "current_norm", "patched_norm", "cosine", "effect"]
+    columns = ["edge", "position", "token", "current_norm", "patched_norm", "cosine", "score"]
     print(shown[columns].round(2).to_string(index=False))
     clean, corrupt, patched = (report.differences[k] for k in ("clean", "corrupt", "patched"))
     right, wrong = (answer.strip() for answer in prompts.answers)
+    how = f"measured for each of {report.n_edges:,} edges"
+    if report.method != "exact":
+        how = f"estimated for all {report.n_edges:,} edges by integrated gradients (EAP-IG)"
     print(
         f"\nlogit difference {right} − {wrong}: clean {clean:+.2f}, corrupt {corrupt:+.2f}; with "
         f"these {len(report.table)} edges patched {patched:+.2f}\n"
-        f"effect: its change when the edge is patched alone ({report.n_passes} passes)\n"
+        f"score: its change when the edge is patched alone, {how}\n"
     )
-    files = [report.html, *([report.png] if report.png else [])]
+    figures = ", ".join(map(str, (*report.pages, *report.pictures)))
     print(
-        f"wrote {', '.join(map(str, files))}; {report.explorer}, a page to click through; and "
-        f"{report.saved}, the record (circuit-trace show {report.saved})"
+        f"wrote {figures}; {report.explorer}, a page to click through; and {report.saved}, the "
+        f"record (circuit-trace show {report.saved})"
     )
-    if report.no_png:
-        print(f"no PNG: {report.no_png}")
+    if report.no_pictures:
+        print(f"no PNG: {report.no_pictures}")
     return 0

@@ -166,4 +166,8 @@ def _token(model: PatchableModel, answer: Any, name: str) -> int:
             f"{name} must be single tokens, but {answer!r} is {len(ids)} of them. Mind the space "
             "before a word, or give a token's id."
         )
+    to_strings = model.anatomy.to_strings
+    read = answer if to_strings is None else to_strings(torch.tensor(ids))[0]
+    if read.strip().casefold() != answer.strip().casefold():
+        raise InputError(f"{name}: the tokenizer does not know {answer!r}, it reads {read!r}.")
     return ids[0]

@@ -77,15 +77,18 @@ def live_table(
     titles: Sequence[str] | None,
     batch_idx: BatchIdx,
     style: LiveStyle,
+    *,
+    are_scores: bool = False,
 ) -> Table:
-    """The drawn edges of a traced pass."""
+    """The drawn edges of a traced pass, with their scores where they are drawn for these."""
     n_tokens = N_TOKENS if style.label == "tokens" else 0
     numbers = edge_table(
         trace, [one.edge for one in drawn], batch_idx, direction=style.direction, n_tokens=n_tokens
     )
     if callable(style.label):
         numbers["label"] = [one.short for one in drawn]
-    return _table(drawn, titles, _cells(numbers))
+    scores = {"score": [mask_text(one.weight) for one in drawn]} if are_scores else {}
+    return _table(drawn, titles, scores | _cells(numbers))
 
 
 def _cells(numbers: pd.DataFrame) -> dict[str, list[str]]:

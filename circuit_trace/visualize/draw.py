@@ -21,6 +21,7 @@ from circuit_trace.visualize.edges import (
     Label,
     LiveStyle,
     Width,
+    beside_scores,
     hidden_counts,
     live_edges,
     score_edges,
@@ -32,6 +33,7 @@ from circuit_trace.visualize.options import (
     ThemeName,
     check_max_edges,
     check_options,
+    check_side_by_side,
     check_size,
     chosen_position,
     interval,
@@ -78,6 +80,7 @@ def draw_seq_graph(
     theme: ThemeName = "light",
     include_plotlyjs: bool | Literal["cdn"] = True,
     page_width: float | None = None,
+    side_by_side: bool = False,
 ) -> go.Figure:
     """Draw a circuit as Sankey diagrams, one per token position.
 
@@ -125,19 +128,25 @@ def draw_seq_graph(
             fetches it when the page opens.
         page_width: Inches that a .pdf or .svg file is wide, such as 3.25 for a column of a paper;
             when omitted, 1/96 inch a pixel.
+        side_by_side: With `prune_scores`, draw beside them the same edges as the last traced pass has
+            them: as wide as their scores, coloured by their masks, labelled as `label` says.
 
     Raises:
-        NoTraceError: Nothing was traced yet and no scores were given.
+        NoTraceError: Nothing was traced yet, and no scores were given or a pass is to stand beside them.
         MaskError: The scores do not fit the model.
         FigureError: An option is out of range, or the file cannot be written.
     """
     check_options(score_threshold, orientation)
     file = File.asked_for(file_path, include_plotlyjs, page_width)
     graph, trace = source(model, prune_scores)
-    style = live_style(trace, prune_scores, label, width, direction)
+    if side_by_side:
+        check_side_by_side(trace, prune_scores, width)
+    scores_alone = None if side_by_side else prune_scores
+    style = live_style(trace, scores_alone, label, width, direction)
     colors = theme_named(theme)
     drawn = _drawn(graph, trace, prune_scores, score_threshold, batch_idx, style, max_edges)
     titles = position_titles(graph, trace, seq_labels, batch_idx)
+    shown: dict[str, list[DrawnEdge]] = {"": drawn}
     companion = None
     if prune_scores is None:
         assert trace is not None
@@ -151,6 +160,12 @@ def draw_seq_graph(
         weights = prune_scores
         if table and drawn:
             companion = score_table(drawn, titles)
+    if side_by_side and trace is not None and drawn:
+        shown = {"score": drawn, "live": beside_scores(trace, drawn, batch_idx, style)}
+        note += f" Beside it: {_labels_say(trace, style)}.{_batch_note(trace, batch_idx)}"
+        legend += LIVE_LEGEND
+        if table:
+            companion = live_table(trace, drawn, titles, batch_idx, style, are_scores=True)
     hidden = {}
     if len(drawn) == max_edges:
         hidden = hidden_counts(graph, weights, score_threshold, drawn)
@@ -166,7 +181,7 @@ def draw_seq_graph(
             )
     diagram = build_diagram(
         graph,
-        {"": drawn},
+        shown,
         titles=titles,
         show_all_seq_pos=show_all_seq_pos,
         layer_spacing=layer_spacing,
@@ -297,26 +312,35 @@ def _live_note(
     direction = escape(style.direction.name) if style.direction is not None else ""
     what = ""
     if isinstance(style.label, str):
-        what = WHAT_LABELS_SAY[style.label]
-        if style.label == "norms" and not trace.patched:
-            what = "‖current‖ of what its source wrote"
-        masks = trace.masks.values()
-        is_mixed = any(bool(((mask != 0) & (mask != 1)).any()) for mask in masks)
-        what = what.format(
-            mask=" (mask)" if is_mixed else "",
-            direction=direction,
-            what="patched − current" if trace.patched else "what its source wrote",
-        )
-        what = f" On {_which(drawn, ', of equals those that change most')}: {what}."
+        of_equals = ", of equals those that change most"
+        what = f" On {_which(drawn, of_equals)}: {_labels_say(trace, style)}."
     width = WHAT_WIDTHS_SAY[style.width].format(direction=direction)
     if style.width == "projection" and not trace.patched:
         width = f"|current along {direction}|"
     if direction and "projection" not in (style.label, style.width):
         what += f" Projections: on {direction}."
-    mean = f" Means over the batch of {trace.batch}." if batch_idx == "mean" else ""
-    if batch_idx != "mean" and trace.batch > 1:
-        mean = f" Prompt {batch_idx} of the batch of {trace.batch} (counted from 0)."
-    return f"Width: {width}.{what}{mean}"
+    return f"Width: {width}.{what}{_batch_note(trace, batch_idx)}"
+
+
+def _labels_say(trace: Trace, style: LiveStyle) -> str:
+    if not isinstance(style.label, str):
+        return "its label"
+    if style.label == "norms" and not trace.patched:
+        return "‖current‖ of what its source wrote"
+    is_mixed = any(bool(((mask != 0) & (mask != 1)).any()) for mask in trace.masks.values())
+    return WHAT_LABELS_SAY[style.label].format(
+        mask=" (mask)" if is_mixed else "",
+        direction="" if style.direction is None else escape(style.direction.name),
+        what="patched − current" if trace.patched else "what its source wrote",
+    )
+
+
+def _batch_note(trace: Trace, batch_idx: BatchIdx) -> str:
+    if batch_idx == "mean":
+        return f" Means over the batch of {trace.batch}."
+    if trace.batch > 1:
+        return f" Prompt {batch_idx} of the batch of {trace.batch} (counted from 0)."
+    return ""
 
 
 def _score_note(drawn: list[DrawnEdge], threshold: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -250,6 +250,18 @@ def label_live(
         short = edge_tag(edge) + own
         drawn.append(DrawnEdge(edge, widths[row], BREAK.join(lines), short, color, ranks[row]))
     return drawn
+
+
+def beside_scores(
+    trace: Trace, scored: Sequence[DrawnEdge], batch_idx: BatchIdx, style: LiveStyle = PLAIN
+) -> list[DrawnEdge]:
+    """The edges of drawn scores as a traced pass has them, as wide as their scores."""
+    trace.check_batch_idx(batch_idx)
+    live = label_live(trace, [one.edge for one in scored], batch_idx, style)
+    return [
+        replace(one, weight=score.weight, rank=score.rank)
+        for one, score in zip(live, scored, strict=True)
+    ]
 
 
 def _short_tokens(raised: Tokens, lowered: Tokens) -> str:

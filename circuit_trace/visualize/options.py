@@ -186,6 +186,23 @@ def live_style(
     return replace(style, direction=found)
 
 
+def check_side_by_side(trace: Trace | None, prune_scores: PruneScores | None, width: Any) -> None:
+    """Raise where there are no two things to stand side by side."""
+    if prune_scores is None:
+        raise FigureError(
+            "side_by_side draws scores and, beside them, the traced pass: give prune_scores, or leave "
+            "it out."
+        )
+    if trace is None:
+        raise NoTraceError(
+            "Nothing was traced yet, so no pass can stand beside the scores. Run one, such as "
+            "model.trace(clean, corrupt=corrupt, masks=ct.circuit(scores, n_edges=20)), or leave "
+            "side_by_side out."
+        )
+    if width is not None:
+        raise FigureError("Side by side, edges are as wide as their scores: leave width out.")
+
+
 def theme_named(name: Any) -> Theme:
     """The theme of this name."""
     if not isinstance(name, str) or name not in THEMES:

@@ -822,3 +822,53 @@ def test_an_edge_as_wide_as_its_projection_says_it() -> None:
     trace = known_trace({(0, "Resid Start->A0.1.Q"): 1.0}, SEQ)
     drawn = trace.draw(width="projection", direction=[0.0, 1.0, 0.0, 0.0, 0.0])
     assert "Q 4→-6" in {note.text for note in drawn.layout.annotations}
+
+
+# Scores beside the live pass
+
+
+BESIDE = {(1, "Resid Start->A0.0.Q"): 0.5, (1, EDGE): -2.0, (4, "MLP 0->MLP 1"): 0.25}
+
+
+@pytest.mark.parametrize("orientation", ["h", "v"])
+def test_scores_and_the_same_edges_live_stand_side_by_side(orientation: Any) -> None:
+    trace = known_trace({(1, "Resid Start->A0.0.Q"): 1.0, (4, "MLP 0->MLP 1"): 0.5}, SEQ)
+    values = scores(BESIDE, SEQ)
+    drawn = trace.draw(values, side_by_side=True, orientation=orientation)
+    score, live = drawn.data[::2], drawn.data[1::2]
+    assert titles(drawn)[:2] == ["score", "live"]
+    for left, right in zip(score, live, strict=True):
+        assert left.link.value == right.link.value  # as wide as the scores
+        assert left.domain.x[1] < right.domain.x[0]
+    alone, beside = (trace.draw(values), trace.draw(score_threshold=0.3))
+    assert [one.link.label for one in score] == [one.link.label for one in alone.data]
+    labels = {label.split("<br>")[0]: label for one in live for label in one.link.label}
+    expected = {label.split("<br>")[0]: label for one in beside.data for label in one.link.label}
+    assert expected.items() <= labels.items()
+    assert labels[EDGE].endswith("mask 0.00")  # not patched in that pass: what it carried
+    note = " ".join(one.text for one in drawn.layout.annotations)
+    assert "On each edge: its score. Beside it: ‖current‖→‖patched‖" in note.replace("<br>", " ")
+
+
+def test_the_table_below_has_scores_and_activations() -> None:
+    trace = known_trace({EDGE: 1.0})
+    drawn = trace.draw(scores({EDGE: -2.0}), side_by_side=True, table=True, label="cosine")
+    (below,) = (one for one in drawn.data if isinstance(one, go.Table))
+    cells = dict(zip(below.header.values, below.cells.values, strict=True))
+    plain = lambda text: re.sub("<.*?>", "", text)  # noqa: E731
+    shown = {plain(name): [plain(value) for value in values] for name, values in cells.items()}
+    assert (shown["score"], shown["mask"]) == (["-2.00"], ["1.00"])
+
+
+def test_side_by_side_needs_two_things() -> None:
+    model, values = wrapped(), scores({EDGE: 1.0})
+    with pytest.raises(ct.NoTraceError, match=r"no pass can stand beside the scores\. Run one"):
+        draw_seq_graph(model, values, side_by_side=True)
+    trace = known_trace({EDGE: 1.0})
+    with pytest.raises(ct.FigureError, match="give prune_scores"):
+        trace.draw(side_by_side=True)
+    with pytest.raises(ct.FigureError, match="as wide as their scores: leave width out"):
+        trace.draw(values, side_by_side=True, width="delta")
+    with pytest.raises(ct.InputError, match="batch"):
+        trace.draw(values, side_by_side=True, batch_idx=99)
+    assert not trace.draw(scores({}), side_by_side=True).data
