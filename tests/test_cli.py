@@ -14,11 +14,13 @@ import torch
 
 import circuit_trace as ct
 from circuit_trace import cli
-from circuit_trace.demo.prompts import CLEAN, CORRUPT
+from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
 from circuit_trace.visualize import write
 
 EDGES = ["A1.0->Resid End", "MLP 0->A1.*.V = 0.5"]
 MASKS = {"A1.0->Resid End": 1.0, "MLP 0->A1.*.V": 0.5}
+
+END = "blocks.1.hook_resid_post"
 
 Printed = pytest.CaptureFixture[str]
 
@@ -76,6 +78,60 @@ def test_demo_prints_the_table_and_names_the_files(
     assert "no PNG: Pictures such as .png" in printed
     assert (folder / "pics" / "circuit.html").exists()
     assert len(ct.Trace.load(folder / "pics" / "circuit.trace").edges) == 3
+
+
+def test_score_prints_the_strongest_and_writes_files(
+    capsys: Printed, model: ct.PatchableModel
+) -> None:
+    files = ["s.pkl", "s.json", "s.html"]
+    printed = run(
+        capsys, "score", "--clean", CLEAN, "--corrupt", CORRUPT, "--answers", *ANSWERS, "--rows", "2",
+        "-o", *files,
+    )  # fmt: skip
+    expected = ct.score_edges(model, (CLEAN, CORRUPT, *ANSWERS))
+    lines = [line for line in printed.splitlines() if "->" in line]
+    assert lines[0].split() == ["A1.0->Resid", "End", f"{float(expected[END].min()):.4f}"]
+    assert len(lines) == 2
+    assert printed.endswith("wrote s.pkl\nwrote s.json\nwrote s.html\n")
+    for name in files[:2]:
+        found = ct.load_scores(name)
+        assert all(torch.equal(found[key], score) for key, score in expected.items())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_score_a_file_of_prompts_of_two_lengths(
+    capsys: Printed, model: ct.PatchableModel, suffix: str
+) -> None:
+    pairs = [(CLEAN, CORRUPT, *ANSWERS), (CORRUPT, CLEAN, *ANSWERS[::-1])]
+    short = ("When Mary and", "When John and", "John", "Mary")
+    rows = pd.DataFrame([*pairs, short], columns=["clean", "corrupt", "answers", "wrong_answers"])
+    if suffix == ".csv":
+        rows.to_csv("data.csv", index=False)
+    else:
+        rows.to_json("data.jsonl", orient="records", lines=True)
+    run(
+        capsys, "score", "--data", f"data{suffix}", "--method", "eap-ig", "--steps", "2",
+        "--resume", "run.part", "-o", "s.pkl",
+    )  # fmt: skip
+    expected = ct.score_edges(model, [*pairs, short], method="eap-ig", steps=2)
+    found = ct.load_scores("s.pkl")
+    for key, score in expected.items():
+        torch.testing.assert_close(found[key], score, rtol=1e-4, atol=1e-5)
+    assert Path("run.part").exists()
+
+
+def test_score_at_positions_then_trace_the_strongest(capsys: Printed) -> None:
+    prompts = ("--clean", CLEAN, "--corrupt", CORRUPT)
+    run(
+        capsys, "score", *prompts, "--answers", *ANSWERS, "--method", "exact", "--positions",
+        "-o", "p.pkl",
+    )  # fmt: skip
+    run(
+        capsys, "trace", *prompts, "--positions", "--scores", "p.pkl", "--top-scores", "1",
+        "-o", "p.trace",
+    )  # fmt: skip
+    (edge,) = ct.Trace.load("p.trace").edges
+    assert str(edge) == "Resid Start->A0.0.V @10"
 
 
 def test_trace_prints_and_keeps_the_pass(capsys: Printed, trace: ct.Trace) -> None:
@@ -224,6 +280,33 @@ WRONG = {
         "must have the same number of prompts",
     ),
     "no such model": (["demo", "--model", "no-such-model"], "no-such-model"),
+    "nothing to score": (["score"], "Give one prompt with --clean, or a file of them with --data."),
+    "two kinds of prompts": (
+        ["score", "--data", "d.csv", "--clean", "When"],
+        "Give one prompt with",
+    ),
+    "a column as an option": (
+        ["score", "--data", "data.csv", "--corrupt", "When"],
+        "--corrupt is for --clean; with --data it is a column of the file.",
+    ),
+    "three answers": (
+        ["score", "--clean", "When", "--answers", "a", "b", "c"],
+        "the right next token and the wrong one; got 3",
+    ),
+    "no such data": (["score", "--data", "none.csv"], "Cannot read 'none.csv'"),
+    "data of another kind": (["score", "--data", "text.json"], "must be a .csv or .jsonl file"),
+    "not data": (["score", "--data", "text.jsonl"], "Cannot read 'text.jsonl'"),
+    "data without prompts": (["score", "--data", "text.csv"], "its 0 rows have 'hello'"),
+    "an empty cell": (
+        ["score", "--data", "data.csv"],
+        "row 1, column 'corrupt' is ''; expected text",
+    ),
+    "no such metric": (["score", "--clean", "When", "--metric", "x"], "metric must be one of"),
+    "no such method": (["score", "--clean", "When", "--method", "x"], "method must be one of"),
+    "positions in EAP-IG's format": (
+        ["score", "--clean", "When", "--positions", "-o", "x.json"],
+        "which has no token positions",
+    ),
     "no such edge": (
         ["trace", "--clean", "When", "--corrupt", "and", "--edges", "A9.9->MLP 1"],
         "Unknown source 'A9.9'",
@@ -265,8 +348,9 @@ def test_what_does_not_fit_is_one_line_and_an_exit_code(
     case: str, capsys: Printed, model: ct.PatchableModel
 ) -> None:
     arguments, message = WRONG[case]
-    for name in ("text.json", "text.trace"):
+    for name in ("text.json", "text.trace", "text.jsonl", "text.csv"):
         Path(name).write_text("hello")
+    Path("data.csv").write_text("clean,corrupt\nWhen,and\nWhen,\n")
     scores_of(model, "scores.pkl")
     config = {"n_layers": 12, "n_heads": 12, "parallel_attn_mlp": False, "d_model": 768}
     Path("gpt2.json").write_text(json.dumps({"cfg": config, "nodes": {}, "edges": {}}))
@@ -304,6 +388,7 @@ def test_what_cannot_be_parsed_exits_with_two_and_the_usage(
     [
         (["--help"], "circuit-trace convert scores.pt scores.json"),
         (["demo", "--help"], "circuit-trace demo --model gpt2"),
+        (["score", "--help"], "circuit-trace score --model gpt2 --data prompts.csv"),
         (["trace", "--help"], '"A5.*->MLP *"'),
         (["show", "--help"], 'show pass.trace --edges "*->A1.0.*"'),
         (["draw", "--help"], "circuit-trace draw scores.json -o circuit.html"),

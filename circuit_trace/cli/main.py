@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from circuit_trace.cli import convert, demo, draw, show, trace
+from circuit_trace.cli import convert, demo, draw, score, show, trace
 from circuit_trace.cli.options import COMMAND
 from circuit_trace.errors import CircuitTraceError
 
 EPILOG = """\
 examples:
   circuit-trace demo                                   the main job on the bundled model, offline
+  circuit-trace score --clean "…" --corrupt "…" --answers " Mary" " John" -o scores.pkl
   circuit-trace trace --clean "…" --corrupt "…" --edges "A0.*->A1.0.Q" -o pass.trace pass.html
   circuit-trace show pass.trace --edges "*->Resid End" ask the record again
   circuit-trace draw scores.json -o circuit.html       anybody's scores as a picture
@@ -67,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"circuit-trace {version('circuit-trace')}"
     )
     commands = parser.add_subparsers(metavar="command", required=True)
-    for command in (demo, trace, show, draw, convert):
+    for command in (demo, score, trace, show, draw, convert):
         command.add_to(commands)
     return parser

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuit_trace.errors import FormatError, InputError
 from circuit_trace.files import atomic_write
+from circuit_trace.plan import AblationType
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,3 +215,12 @@ def check_out(paths: list[Path], suffixes: tuple[str, ...]) -> None:
             raise InputError(
                 f"Cannot write {str(path)!r}: the extensions that work are {', '.join(suffixes)}."
             )
+
+
+def ablation_named(name: str) -> AblationType:
+    """What becomes of patched outputs, by a name as users write it."""
+    known = {str(one).replace(" ", "_"): one for one in AblationType}
+    asked = name.lower().replace(" ", "_").replace("-", "_")
+    if asked not in known:
+        raise InputError(f"--ablation must be one of {', '.join(known)}; got {name!r}.")
+    return known[asked]

@@ -10,6 +10,7 @@ from circuit_trace.cli.options import (
     COMMAND,
     MODEL,
     PICTURES,
+    ablation_named,
     add_picture_options,
     add_table_options,
     at_positions,
@@ -97,7 +98,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Trace the pass; print its table and write the files."""
     check_out(options.out, (".trace", ".csv", *PICTURES))
-    ablation = _ablation(options.ablation)
+    ablation = ablation_named(options.ablation)
     edges = dict(map(_masked, options.edges))
     nodes = dict(map(_masked, options.nodes))
     is_patched = bool(edges or nodes or options.scores)
@@ -133,14 +134,6 @@ def write(trace: Trace, options: argparse.Namespace, edges: Any = None) -> None:
         else:
             trace.draw(file_path=path, batch_idx=options.batch, **picture(options))
         print(f"wrote {path}")
-
-
-def _ablation(name: str) -> AblationType:
-    known = {str(one).replace(" ", "_"): one for one in AblationType}
-    asked = name.lower().replace(" ", "_").replace("-", "_")
-    if asked not in known:
-        raise InputError(f"--ablation must be one of {', '.join(known)}; got {name!r}.")
-    return known[asked]
 
 
 def _masked(text: str) -> tuple[str, float]:
