@@ -11,8 +11,9 @@ import torch
 import circuit_trace as ct
 from circuit_trace.plan import flat_scores
 from tests.families.models import tokens
-from tests.models import wrapped
+from tests.models import CASES, TYPICAL, wrapped
 
+MODELS = [*TYPICAL, *(name for name in ("hooked grouped", "hooked parallel") if name in CASES)]
 SEQ = 4
 ONE, OTHER = tokens(1, seq=SEQ), tokens(2, seq=SEQ)
 RIGHT, WRONG = torch.tensor([1, 2]), torch.tensor([3, 4])
@@ -52,7 +53,7 @@ def naive(
     return set(range(model.n_edges)) - set(gone)
 
 
-@pytest.mark.parametrize("name", ["hooked LN", "hooked grouped", "hooked parallel"])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("threshold", [0.003, 0.05])
 def test_what_stays_by_kl(name: str, threshold: float) -> None:
     model = wrapped(name)
@@ -69,7 +70,7 @@ def test_what_stays_by_kl(name: str, threshold: float) -> None:
 
 @pytest.mark.parametrize("rows", [1, 64])
 def test_a_metric_that_is_good_when_high(rows: int) -> None:
-    model = wrapped("hooked LN")
+    model = wrapped(TYPICAL[0])
     data = (ONE, OTHER, RIGHT, WRONG)
     found = ct.acdc(model, data, "logit_diff", threshold=0.02, rows=rows)
     kept = set(flat_scores(model.graph, found.circuit).nonzero()[:, 0].tolist())
@@ -90,4 +91,4 @@ def test_a_metric_that_is_good_when_high(rows: int) -> None:
 )
 def test_what_cannot_be_searched(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ct.InputError, match=message):
-        ct.acdc(wrapped("hooked LN"), (ONE, OTHER), **options)
+        ct.acdc(wrapped(TYPICAL[0]), (ONE, OTHER), **options)

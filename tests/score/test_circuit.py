@@ -12,10 +12,10 @@ import torch
 import circuit_trace as ct
 from circuit_trace.graph import Graph
 from circuit_trace.plan import flat_scores, unflat_scores
-from tests.models import wrapped
+from tests.models import TYPICAL, wrapped
 
-PLAIN = wrapped("hooked LN").graph
-THREE = wrapped("hooked LN", 3).graph
+PLAIN = wrapped(TYPICAL[0]).graph
+THREE = wrapped(TYPICAL[0], 3).graph
 
 
 def random_scores(graph: Graph, seed: int) -> ct.PruneScores:
@@ -97,7 +97,7 @@ def test_by_threshold_and_by_fraction() -> None:
 
 
 def test_it_is_a_mask_to_patch_with() -> None:
-    model = wrapped("hooked LN")
+    model = wrapped(TYPICAL[0])
     circuit = ct.circuit(random_scores(model.graph, 0), n_edges=30, model=model)
     tokens = torch.arange(6)[None]
     trace = model.trace(tokens, corrupt=tokens.flip(1), masks=circuit)

@@ -51,7 +51,7 @@ def test_at_positions_and_other_ablations(name: str) -> None:
 
 
 def test_some_edges_in_batches_of_any_size() -> None:
-    model = wrapped("hooked LN", SEQ)
+    model = wrapped(TYPICAL[0], SEQ)
     data = (ONE, OTHER, RIGHT, WRONG)
     every = flat_scores(model.graph, ct.exact_scores(model, data))
     asked = "A0.*->MLP *"
@@ -64,7 +64,7 @@ def test_some_edges_in_batches_of_any_size() -> None:
 
 
 def test_prompts_count_alike_in_unequal_batches() -> None:
-    model = wrapped("hooked LN")
+    model = wrapped(TYPICAL[0])
     whole = ct.exact_scores(model, (ONE, OTHER, RIGHT, WRONG))
     halves = [
         (ONE[i : i + 1], OTHER[i : i + 1], RIGHT[i : i + 1], WRONG[i : i + 1]) for i in (0, 1)
@@ -102,4 +102,4 @@ def test_the_known_circuit_of_the_bundled_model_comes_first() -> None:
 )
 def test_what_cannot_be_scored(options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        ct.exact_scores(wrapped("hooked LN"), (ONE, OTHER, RIGHT, WRONG), **options)
+        ct.exact_scores(wrapped(TYPICAL[0]), (ONE, OTHER, RIGHT, WRONG), **options)

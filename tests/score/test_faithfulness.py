@@ -81,7 +81,7 @@ def test_areas_and_spread_by_hand() -> None:
 
 
 def test_batches_and_sizes_when_none_are_given() -> None:
-    model = wrapped("hooked LN")
+    model = wrapped(TYPICAL[0])
     halves = [tuple(part[i : i + 1] for part in DATA) for i in (0, 1)]
     whole = ct.faithfulness(model, DATA, scores_of(model))
     parts = ct.faithfulness(model, halves, scores_of(model))
@@ -137,5 +137,5 @@ WRONG_WAYS: dict[str, tuple[Callable[[ct.PatchableModel], Any], type[Exception],
 def test_what_cannot_be_measured(case: str) -> None:
     ask, error, message = WRONG_WAYS[case]
     with pytest.raises(error) as caught:
-        ask(wrapped("hooked LN"))
+        ask(wrapped(TYPICAL[0]))
     assert message in str(caught.value)
