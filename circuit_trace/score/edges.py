@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import fields, replace
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +31,7 @@ from circuit_trace.score.options import (
 from circuit_trace.score.prompts import PromptPairs, read_batches
 from circuit_trace.score.runs import check_patched
 from circuit_trace.score.share import Share
-from circuit_trace.score.unfinished import State, Unfinished, digest, name_of
+from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
 from circuit_trace.trace import About
 
 if TYPE_CHECKING:
@@ -81,8 +81,10 @@ def score_edges(
     Edges into `Resid End` add up to metric(corrupt) − metric(clean) only where the metric is linear in
     the end of the stream: a logit difference of a model without a final norm.
 
-    Under `torchrun` or `accelerate launch` each process scores its share of the batches and all return
-    the same scores, those that one process would; give every process the same model and whole data.
+    Where torch.distributed is initialised (`init_process_group`, `accelerate.PartialState()`) each
+    process scores its share of the batches and all return the same scores, those that one process
+    would; give every process the same model and whole data. Data, model or options that differ, and an
+    error in one of them, stop all.
 
     Args:
         model: A wrapped model, with no patch open.
@@ -124,15 +126,13 @@ def score_edges(
     check_not_flat(metric, method, path, mask_value)
     task = Task(model, measure, path, ablation, patched, mask_value, read_forward(forward))
     share = Share.here()
-    share.check(data)
-    file = Unfinished(*_resumed(resume, share, task, metric, method))
-    state, error = file.load(_start(model)), None
-    try:
-        state = _add_up(task, run, data, share, file, state, bar)
-    except Exception as one:  # the other processes must not wait for this one for ever
-        error = one
-    sums = torch.cat([state.tensors["sums"], state.tensors["prompts"]])
-    sums = share.total(sums, error)
+    with share.together():
+        share.check(data)
+        is_kept = isinstance(resume, str | PathLike)
+        settings = _settings(task, metric, method, share) if is_kept or share.world > 1 else {}
+        file = Unfinished(share.file(resume), settings)
+        state = _add_up(task, run, data, share, file, file.load(_start(model)), bar)
+    sums = share.total(torch.cat([state.tensors["sums"], state.tensors["prompts"]]))
     dtype = torch.promote_types(_dtype_of(model), torch.float32)
     return unflat_scores(model.graph, (sums[:-1] / sums[-1]).to(dtype))
 
@@ -149,7 +149,9 @@ def _add_up(
     task: Task, run: Method, data: Any, share: Share, file: Unfinished, state: State, bar: bool
 ) -> State:
     """Add the scores of this process' batches to the state, beginning behind those in it."""
-    done, seen, number = state.batch, torch.zeros(8, dtype=torch.uint8), -1
+    done, number = state.batch, -1
+    marks = file.keeps or share.world > 1
+    seen = mark_of(file.settings) if share.world > 1 else torch.zeros(8, dtype=torch.uint8)
     batches = tqdm(
         read_batches(task.model, data),
         total=_n_batches(data),
@@ -161,18 +163,18 @@ def _add_up(
     try:
         with torch.inference_mode(False), torch.enable_grad():
             for number, batch in enumerate(map(_outside_inference, batches)):
-                seen = _seen(seen, batch) if file.keeps else seen
+                seen = _seen(seen, batch) if marks else seen
                 if number < done:
                     _check_same_data(number, done, seen, state)
-                    continue
-                if number in share:
-                    sums = state.tensors["sums"] + _scored(task, run, batch, number)
-                    prompts = state.tensors["prompts"] + len(batch)
                 else:
                     sums, prompts = state.tensors["sums"], state.tensors["prompts"]
-                tensors = {"sums": sums, "prompts": prompts, "seen": seen}
-                state = State(tensors, number + 1, 0)
-                file.save(state)
+                    if number in share:
+                        sums = sums + _scored(task, run, batch, number)
+                        prompts = prompts + len(batch)
+                    tensors = {"sums": sums, "prompts": prompts, "seen": seen}
+                    state = State(tensors, number + 1, 0)
+                    file.save(state)
+                share.meet(number, seen)
     finally:
         if state.batch > done:
             file.save(state, now=True)
@@ -239,15 +241,11 @@ def _check_same_data(number: int, done: int, seen: Tensor, state: State) -> None
         )
 
 
-def _resumed(
-    resume: Any, share: Share, task: Task, metric: Any, method: str
-) -> tuple[Any, dict[str, Any]]:
-    """The file of this process, and what two runs must agree in for one to go on from the other."""
-    if resume is None or not isinstance(resume, str | PathLike):
-        return resume, {}
+def _settings(task: Task, metric: Any, method: str, share: Share) -> dict[str, Any]:
+    """What two runs must agree in for one to go on from the other, or for both to be one."""
     model = task.model
     outputs = [] if task.patched is None else [site.code for site in task.patched.sites]
-    settings = {
+    return {
         "configuration of the model": About.of(model.wrapped_model, model.cfg).config_hash,
         "state of the model's weights": digest(model.wrapped_model.parameters()),
         "choice of edges": f"{model.n_edges} with seq_len={model.seq_len}",
@@ -258,8 +256,6 @@ def _resumed(
         "ablation": task.ablation.name if task.patched is None else f"patched= {digest(outputs)}",
         "number of processes": share.world,
     }
-    own = "" if share.world == 1 else f".{share.rank}-of-{share.world}"
-    return f"{fspath(resume)}{own}", settings
 
 
 def _dtype_of(model: PatchableModel) -> torch.dtype:

@@ -21,10 +21,11 @@ from circuit_trace.score.groups import (
     edge_groups,
     metrics_of_rows,
 )
-from circuit_trace.score.metrics import Metric, read_metric
+from circuit_trace.score.metrics import Metric, PerPrompt, read_metric
 from circuit_trace.score.prompts import PromptPairs, read_batches
 from circuit_trace.score.runs import PairRun, check_patched, run_pairs
-from circuit_trace.score.unfinished import State, Unfinished, digest, name_of
+from circuit_trace.score.share import Share
+from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
 from circuit_trace.trace import About
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def exact_scores(
     """Score each edge by the change of the metric when it alone is patched, measured, not estimated.
 
     All edges that end in one destination run as rows of one batch, in passes of up to `rows` prompts.
+    Several processes share the batches as they do in `score_edges`.
 
     >>> import circuit_trace as ct
     >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
@@ -82,36 +84,63 @@ def exact_scores(
     check_patched(model, ablation, patched)
     rows = check_rows(rows)
     measure = read_metric(metric)
-    batches = list(read_batches(model, data))
-    numbers = chosen_numbers(model.graph, edges)
+    share = Share.here()
+    with share.together():
+        share.check(data)
+        batches = list(read_batches(model, data))
+        numbers = chosen_numbers(model.graph, edges)
+        settings: dict[str, Any] = {}
+        if resume is not None or share.world > 1:
+            settings = _settings(model, batches, metric, ablation, patched, numbers)
+        file = Unfinished(share.file(resume), settings)
+        sums = _add_up(
+            model, batches, numbers, measure, (ablation, patched), rows, file, share, bar
+        )
+    sums = share.total(sums)
+    return unflat_scores(model.graph, (sums / sum(map(len, batches))).float())
+
+
+def _add_up(
+    model: PatchableModel,
+    batches: Sequence[PromptPairs],
+    numbers: Int[Tensor, " edge"],
+    measure: PerPrompt,
+    ablated: tuple[AblationType, SourceOutputs | None],
+    rows: int,
+    file: Unfinished,
+    share: Share,
+    bar: bool,
+) -> Float[Tensor, " edge"]:
+    """The effects of all edges in this process' batches, summed over prompts."""
     groups = edge_groups(model.graph, numbers)
-    settings = (
-        {} if resume is None else _settings(model, batches, metric, ablation, patched, numbers)
-    )
-    file = Unfinished(resume, settings)
     state = file.load(State({"sums": torch.zeros(model.n_edges, dtype=torch.float64)}, 0, 0))
     sums = state.tensors["sums"]
-    done = state.batch * len(numbers) + sum(map(len, groups[: state.step]))
+    mine = [number for number in range(len(batches)) if number in share]
+    n_done = sum(number < state.batch for number in mine)
     with tqdm(
-        total=len(numbers) * len(batches),
-        initial=done,
+        total=len(numbers) * len(mine),
+        initial=n_done * len(numbers) + sum(map(len, groups[: state.step])),
         desc="patching each edge alone",
         unit="edge",
         delay=BAR_DELAY,
-        disable=not bar,
+        disable=not bar or share.rank > 0,
     ) as progress:
-        for batch in range(state.batch, len(batches)):
-            run = run_pairs(model, batches[batch], measure, ablation=ablation, patched=patched)
-            begun = state if batch == state.batch else None
-            if begun is not None:
-                _check_same_clean(begun, run)
-            for step in range(begun.step if begun else 0, len(groups)):
-                for part in groups[step].parts(max(1, rows // len(run))):
-                    sums[part.numbers] += _effects(run, part, batch).sum(1)
-                    progress.update(len(part))
-                is_last = (batch, step) == (len(batches) - 1, len(groups) - 1)
-                file.save(State({"sums": sums, "clean": run.clean}, batch, step + 1), now=is_last)
-    return unflat_scores(model.graph, (sums / sum(map(len, batches))).float())
+        for batch, pairs in enumerate(batches):
+            if batch in share and batch >= state.batch:
+                ablation, patched = ablated
+                run = run_pairs(model, pairs, measure, ablation=ablation, patched=patched)
+                begun = state if batch == state.batch else None
+                if begun is not None:
+                    _check_same_clean(begun, run)
+                for step in range(begun.step if begun else 0, len(groups)):
+                    for part in groups[step].parts(max(1, rows // len(run))):
+                        sums[part.numbers] += _effects(run, part, batch).sum(1)
+                        progress.update(len(part))
+                    is_last = (batch, step) == (mine[-1], len(groups) - 1)
+                    tensors = {"sums": sums, "clean": run.clean}
+                    file.save(State(tensors, batch, step + 1), now=is_last)
+            share.meet(batch, mark_of(file.settings))
+    return sums
 
 
 def _effects(run: PairRun, edges: EdgeGroup, batch: int) -> Float[Tensor, "edge batch"]:

@@ -91,9 +91,10 @@ def logits_of(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor) and output.ndim >= 2:
         return output
+    got = f"one of the shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output)
     raise InputError(
         f"A metric needs the model's logits as a tensor [batch, seq, ...], but the model returned "
-        f"{type(output).__name__}. Leave options such as return_type out of forward=."
+        f"{got}. Leave options such as return_type out of forward=."
     )
 
 

@@ -41,7 +41,7 @@ class Unfinished:
         if path is not None and not isinstance(path, str | PathLike):
             raise InputError(f"resume must be the path of a file, or None; got {path!r}.")
         self._path = None if path is None else Path(path)
-        self._settings = json.loads(json.dumps(settings))
+        self.settings = json.loads(json.dumps(settings))
         self._written_at = float("-inf")
 
     @property
@@ -58,6 +58,10 @@ class Unfinished:
         """
         if self._path is None or not self._path.exists():
             return start
+        if self._path.is_dir():
+            raise InputError(
+                f"resume must be the path of a file, but {str(self._path)!r} is a folder."
+            )
         try:
             with safe_open(self._path, "pt") as file:
                 about = file.metadata() or {}
@@ -72,8 +76,8 @@ class Unfinished:
             raise FormatError(
                 f"{str(self._path)!r} is no file that such a run has left; name another one to resume."
             )
-        for name in {**self._settings, **found}:
-            mine, theirs = self._settings.get(name), found.get(name)
+        for name in {**self.settings, **found}:
+            mine, theirs = self.settings.get(name), found.get(name)
             if mine != theirs:
                 raise InputError(
                     f"{str(self._path)!r} was left by a run with another {name}, {theirs!r}; this "
@@ -94,7 +98,7 @@ class Unfinished:
             return
         about = {
             "kind": KIND,
-            "settings": json.dumps(self._settings),
+            "settings": json.dumps(self.settings),
             "batch": str(state.batch),
             "step": str(state.step),
         }
@@ -120,6 +124,12 @@ def digest(tensors: Iterable[Tensor | None]) -> str:
         found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(flat.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def mark_of(settings: Mapping[str, Any]) -> Tensor:
+    """Eight bytes that tell settings apart from others."""
+    found = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).digest()
+    return torch.tensor(list(found), dtype=torch.uint8)
 
 
 def name_of(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,31 @@ def divided_twice() -> None:
     ct.score_edges(wrapped(TYPICAL[0]), loader, metric)
 
 
+def one_has_other_batches() -> None:
+    rank = Share.here().rank
+    loader = PAIRS if rank == 0 else [*PAIRS[:4], PAIRS[0]]  # the last one differs
+    ct.score_edges(wrapped(TYPICAL[0]), loader, metric)
+
+
+def one_has_more_batches() -> None:
+    ct.score_edges(wrapped(TYPICAL[0]), PAIRS[: 2 + 2 * Share.here().rank], metric)
+
+
+def one_has_another_model() -> None:
+    name = TYPICAL[0] if Share.here().rank == 0 else TYPICAL[-1]
+    ct.score_edges(wrapped(name), PAIRS, metric)
+
+
+def one_fails_beforehand() -> None:
+    def data() -> Iterator[Any]:
+        yield PAIRS[0]
+        if Share.here().rank == 0:
+            raise OSError("the disk")
+        yield from PAIRS[1:]
+
+    ct.exact_scores(wrapped(TYPICAL[0]), data(), metric, edges="*->Resid End")
+
+
 def said(run: Callable[[], None]) -> str:
     try:
         run()
@@ -65,7 +90,15 @@ def _process(rank: int, port: int, folder: Path) -> None:
     found = {
         "all": scored(len(PAIRS), folder / "all"),
         "one batch": scored(1, folder / "one"),
+        "exact": ct.exact_scores(
+            wrapped(TYPICAL[0]), PAIRS, metric, edges="*->MLP 1", resume=folder / "exact"
+        ),
+        "again": ct.score_edges(wrapped(TYPICAL[0]), PAIRS, metric, resume=folder / "all"),
         "one fails": said(one_fails),
+        "other batches": said(one_has_other_batches),
+        "more batches": said(one_has_more_batches),
+        "another model": said(one_has_another_model),
+        "fails beforehand": said(one_fails_beforehand),
         "divided twice": said(divided_twice),
     }
     torch.save(found, folder / f"{rank}.pt")
@@ -104,6 +137,56 @@ def test_all_return_what_one_process_would(
 
 
 @ranks
+def test_exact_scores_are_shared_too(folder: Path, rank: int) -> None:
+    expected = ct.exact_scores(wrapped(TYPICAL[0]), PAIRS, metric, edges="*->MLP 1")
+    found = found_by(folder, rank)["exact"]
+    for key, score in expected.items():
+        assert_close(found[key], score, rtol=1e-5, atol=1e-6)
+    assert (folder / f"exact.{rank}-of-{WORLD}").exists()
+
+
+@ranks
+def test_a_finished_run_is_not_run_again(folder: Path, rank: int) -> None:
+    found = found_by(folder, rank)
+    assert all(torch.equal(found["again"][key], score) for key, score in found["all"].items())
+
+
+@ranks
+@pytest.mark.parametrize("what", ["other batches", "more batches", "another model"])
+def test_processes_that_do_not_fit_each_other_are_stopped(
+    folder: Path, rank: int, what: str
+) -> None:
+    if what == "another model" and len(TYPICAL) < 2:
+        pytest.skip("this TransformerLens has one typical model")
+    message = found_by(folder, rank)[what]
+    assert message.startswith("OthersStopped: The processes were given different data, models")
+
+
+def test_an_error_in_the_data_of_one_stops_all(folder: Path) -> None:
+    assert found_by(folder, 0)["fails beforehand"] == "OSError: the disk"
+    assert found_by(folder, 1)["fails beforehand"].startswith("OthersStopped: Another process")
+
+
+def test_a_launcher_without_torch_distributed_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match="torch.distributed is not initialised, so each of them"):
+        assert Share.here() == Share(0, 1)
+
+
+def test_an_own_error_is_not_lost_where_the_others_do_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(*_: Any) -> Tensor:
+        raise RuntimeError("timed out")
+
+    monkeypatch.setattr(Share, "_reduced", lost)
+    with pytest.raises(ZeroDivisionError, match="mine"), Share(0, 2).together():
+        raise ZeroDivisionError("mine")
+    with pytest.raises(ct.InputError, match=r"no longer answer \(RuntimeError\)"):
+        Share(0, 2).meet(1, torch.zeros(8))
+
+
+@ranks
 def test_each_has_a_file_of_its_own(folder: Path, rank: int) -> None:
     assert (folder / f"all.{rank}-of-{WORLD}").exists()
 
@@ -111,7 +194,9 @@ def test_each_has_a_file_of_its_own(folder: Path, rank: int) -> None:
 def test_an_error_in_one_stops_all(folder: Path) -> None:
     assert found_by(folder, 1)["one fails"] == "ZeroDivisionError: mine"
     other = found_by(folder, 0)["one fails"]
-    assert other.startswith("InputError: Another process failed to score its share of the batches")
+    assert other.startswith(
+        "OthersStopped: Another process failed to score its share of the batches"
+    )
 
 
 @ranks
@@ -124,6 +209,6 @@ def test_alone_everything_is_ones_own() -> None:
     share = Share.here()
     assert [number in share for number in range(3)] == [True] * 3
     sums = torch.tensor([1.0, 2.0])
-    assert torch.equal(share.total(sums, None), sums)
-    with pytest.raises(KeyError, match="mine"):
-        share.total(sums, KeyError("mine"))
+    assert torch.equal(share.total(sums), sums)
+    with pytest.raises(KeyError, match="mine"), share.together():
+        raise KeyError("mine")
