@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from circuit_trace.graph import Graph
 from circuit_trace.hooks.delta import Scratch
 from circuit_trace.plan import SiteOutput, SourceOutputs, project
+from circuit_trace.score.pull_back import Overlap, PullBack
 
 AT_ONCE = {"cpu": 2**25, "cuda": 2**30}
 """Bytes of the sources' differences that are worked on at a time: on a CPU fresh memory costs as much as
@@ -36,26 +37,28 @@ class Differences:
         ]
         self._rows, self._gradients = Scratch(), Scratch()
 
-    def products(
-        self, write: Callable[[int, slice, Float[Tensor, "head seq batch d_model"]], None]
-    ) -> Float[Tensor, "pos edge"]:
-        """(P − C) · gradient of every edge: at each position, or summed over all.
-
-        `write` writes the gradients of the destination module with that number, at those positions,
-        into what it is given.
-        """
+    @torch.no_grad()
+    def products(self, gradients: PullBack) -> Float[Tensor, "pos edge"]:
+        """(P − C) · gradient of every edge: at each position, or summed over all."""
         numbered = list(enumerate(self.graph.modules))
         # Modules that read the same sources are one product: a layer's queries, keys and values.
         groups = [list(some) for _, some in groupby(numbered, lambda one: one[1].n_sources)]
+        overlaps = [gradients.overlaps(number) for number, _ in numbered]
         parts = []
         for positions, rows in self._all_rows():
-            found = []
+            along, found = _Along(rows, positions, self.graph.seq_len is None), []
             for group in groups:
                 n_heads = [len(module.dests) for _, module in group]
-                gradients = self._gradients.like(rows, sum(n_heads), *rows.shape[1:])
-                for (number, _), heads in zip(group, gradients.split(n_heads), strict=True):
-                    write(number, positions, heads)
-                found.append(self._product(gradients, rows[: group[0][1].n_sources]))
+                before = rows[: group[0][1].n_sources]
+                written = self._gradients.like(rows, sum(n_heads), *rows.shape[1:])
+                for (number, _), heads in zip(group, written.split(n_heads), strict=True):
+                    gradients.into(number, positions, heads)
+                product = self._product(written, before)
+                by_module = product.view(len(product), -1, len(before)).split(n_heads, dim=1)
+                for (number, _), own in zip(group, by_module, strict=True):
+                    for overlap in overlaps[number]:
+                        own.sub_(along.products(overlap, len(before)))
+                found.append(product)
             parts.append(torch.cat(found, dim=1))
         return torch.cat(parts) if self.graph.seq_len is not None else sum(parts[1:], parts[0])
 
@@ -122,6 +125,45 @@ class Differences:
         theirs = [_wide(one, wide, now.code.device) for one in (then.weight, then.gain)]
         change = project(other, theirs[0], slots, theirs[1]) - project(code, weight, slots, gain)
         return change if out is None else out.copy_(change)
+
+
+class _Along:
+    """Products of sources' differences at some positions with the vectors that all heads share."""
+
+    def __init__(
+        self, rows: Float[Tensor, "source seq batch d_model"], positions: slice, summed: bool
+    ) -> None:
+        self._rows = rows
+        self._positions = positions
+        self._summed = summed
+        self._sums: Tensor | None = None
+        self._key = 0, 0
+        self._found = rows
+
+    def products(self, overlap: Overlap, n_sources: int) -> Float[Tensor, "pos head source"]:
+        """The first sources' parts along the vectors, by their weights for each head."""
+        weights = torch.stack([one[:, self._positions] for one in overlap.weights], dim=1)
+        weights = weights.permute(2, 3, 0, 1).to(self._rows)  # [seq, head, batch, run]
+        along = self._along(overlap.vectors, n_sources)
+        if self._summed:
+            return weights.transpose(0, 1).flatten(1)[None] @ along.flatten(0, 2)[None]
+        return weights.flatten(2) @ along.flatten(1, 2)
+
+    def _along(
+        self, vectors: Sequence[Tensor] | None, n_sources: int
+    ) -> Float[Tensor, "seq batch run source"]:
+        """Once for all heads that share the vectors; the mean once for all layers."""
+        if vectors is None:
+            if self._sums is None:
+                self._sums = self._rows.sum(-1).permute(1, 2, 0)[:, :, None]
+            return self._sums[..., :n_sources]
+        if self._key != (id(vectors), n_sources):
+            here = torch.stack([one[:, self._positions] for one in vectors])
+            here = here.permute(2, 1, 0, 3).flatten(0, 1).to(self._rows)  # [row, run, d_model]
+            rows = self._rows[:n_sources].flatten(1, 2).permute(1, 2, 0)
+            self._key = id(vectors), n_sources
+            self._found = torch.bmm(here, rows).unflatten(0, self._rows.shape[1:3])
+        return self._found
 
 
 def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -35,11 +35,15 @@ Change = tuple[Point, Callable[[Tensor], Tensor]]
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """What one pass leaves: the sources' outputs, the logits, and the gradients of the metric, summed
-    over prompts, with respect to what each reader computed or read."""
+    over prompts, with respect to what each reader computed or read.
+
+    Of readers behind a norm also the stream before it and what they computed themselves.
+    """
 
     outputs: tuple[SiteOutput, ...]
     logits: Tensor
     streams: Mapping[DestSite, Tensor]
+    computed: Mapping[Reader, Tensor]
     at_readers: Mapping[Reader, Tensor]
 
 
@@ -80,7 +84,7 @@ def gradients(
         )
         for (reader, tap), gradient in zip(taps.read.items(), found, strict=True)
     }
-    return Gradients(outputs, logits.detach(), taps.streams, at_readers)
+    return Gradients(outputs, logits.detach(), taps.streams, taps.computed, at_readers)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -132,6 +136,7 @@ class _Taps:
     def __init__(self, anatomy: Anatomy, change: Change | None) -> None:
         self.read: dict[Reader, _Tap] = {}
         self.streams: dict[DestSite, Tensor] = {}
+        self.computed: dict[Reader, Tensor] = {}
         self._anatomy = anatomy
         self._change = change
         self._shape = (0, 0)
@@ -164,6 +169,8 @@ class _Taps:
         copy = tensor.clone()
         # Not the copy itself: a hook behind this one may write into it.
         self.read[reader] = _Tap(get_gradient_edge(copy), copy.shape)
+        if reader.norm is not None:
+            self.computed[reader] = unflattened(tensor.detach(), self._shape)
         return copy
 
 

@@ -7,7 +7,7 @@ where the gradient is taken: they are means over a path from the clean run to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,11 @@ from circuit_trace.score.runs import patched_in
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
+
+
+RUNS_AT_ONCE = 8
+"""Gradients of so many runs are added up before they meet the sources' differences: each keeps the
+streams that layers read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,35 +99,42 @@ def _clean(task: Task, batch: PromptPairs, run: Gradients | None = None) -> _Cle
 
 def _on_path(task: Task, batch: PromptPairs, path: tuple[float, ...]) -> Tensor:
     """The gradient's mean over inputs on the way from the clean `Resid Start` to the patched one."""
-    run = task.gradients(batch) if 0 in path else None
-    clean = _clean(task, batch, run)
-    total = torch.zeros(())
-    for point in path:
-        if point != 0 or run is None:
-            change = _moved(task, clean, 0, point)
-            run = task.gradients(batch, clean.logits, change)
-        total = total + _products(task, clean.differences, run)
-        run = None
-    return total / len(path)
+    first = task.gradients(batch) if 0 in path else None
+    clean = _clean(task, batch, first)
+
+    def run_at(point: float) -> Gradients:
+        if point == 0 and first is not None:
+            return first
+        return task.gradients(batch, clean.logits, _moved(task, clean, 0, point))
+
+    return _mean(task, clean, map(run_at, path))
 
 
 def _on_paths_of_sites(task: Task, batch: PromptPairs) -> Tensor:
     """The gradient's mean over runs in which one site's outputs are on the way, a site at a time."""
     clean = _clean(task, batch)
-    total, n_runs = torch.zeros(()), 0
-    for site in range(len(task.model.anatomy.sources)):
-        for point in task.path:
-            change = _moved(task, clean, site, point)
-            run = task.gradients(batch, clean.logits, change)
-            total = total + _products(task, clean.differences, run)
-            n_runs += 1
-    return total / n_runs
+    changes = (
+        _moved(task, clean, site, point)
+        for site in range(len(task.model.anatomy.sources))
+        for point in task.path
+    )
+    runs = (task.gradients(batch, clean.logits, change) for change in changes)
+    return _mean(task, clean, runs)
 
 
-def _products(task: Task, differences: Differences, run: Gradients) -> Float[Tensor, "pos edge"]:
-    """The scores by one run's gradients."""
-    dests, back = task.model.anatomy.dests, PullBack(run)
-    return differences.products(lambda number, *at: back.into(dests[number], *at))
+def _mean(task: Task, clean: _Clean, runs: Iterator[Gradients]) -> Float[Tensor, "pos edge"]:
+    """The scores by the mean of several runs' gradients."""
+    found: list[Tensor] = []
+    n_runs, back = 0, PullBack(task.model.anatomy.dests)
+    for run in runs:
+        n_runs += 1
+        back.add(run)
+        if back.n_runs == RUNS_AT_ONCE:
+            found.append(clean.differences.products(back))
+            back = PullBack(task.model.anatomy.dests)
+    if back.n_runs:
+        found.append(clean.differences.products(back))
+    return sum(found[1:], found[0]) / n_runs
 
 
 def _moved(task: Task, clean: _Clean, number: int, point: float) -> Change:

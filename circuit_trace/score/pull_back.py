@@ -1,14 +1,21 @@
-"""From the gradient at what heads compute back to the stream as each of them reads it.
+"""From the gradients at what heads compute back to the stream as each of them reads it.
 
-All heads of a module read one and the same stream, but each has a gradient of its own there: through
-its weights, `g W^T`, and through the norm before them. For `y = gain · c / scale`, c being the stream
-(less its mean for LayerNorm), the gradient of the stream is `v - c (c · v) / (d_model · scale²)` with
-`v = gain · g W^T / scale` (less its mean).
+All heads of a module read one and the same stream, but each has a gradient `g` of its own there:
+through its weights and through the norm before them. For `y = gain · c / scale`, c being the stream
+(less its mean for LayerNorm), the gradient of the stream is
+
+    v − mean(v) − c (c · v) / (d_model · scale²)        with  v = gain · g W^T / scale
+
+(no mean for RMSNorm). `c · v` is the product of `g` with what the head computed, less what it makes of
+nothing, so no run needs a vector as wide as the stream for each head: `g / scale` is summed over runs
+first and goes through the weights once, and what is left is a number for each head along `c`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,63 +30,175 @@ AT_ONCE = {"cpu": 2**22, "cuda": 2**28}
 """Bytes of the stream as heads read it that are worked on at a time: what a processor's cache holds, and
 on a GPU enough to keep it busy."""
 
+Norms = dict[tuple[int, int], LinearNorm | None]
+"""The norms of one run, by the stream and the norm before a reader."""
 
-@dataclass(frozen=True, eq=False)
+
+class Overlap(NamedTuple):
+    """What is to be taken from the gradients still: for each run, `weights` times a vector.
+
+    `vectors` are streams, one for each run, the same list for all heads that read them; None stands for
+    a vector of ones, which is the mean that LayerNorm subtracts.
+    """
+
+    vectors: Sequence[Float[Tensor, "batch seq d_model"]] | None
+    weights: Sequence[Float[Tensor, "batch seq head"]]
+
+
 class PullBack:
-    """The gradients of one run with respect to the stream as each head reads it."""
+    """The sum over runs of the gradients with respect to the stream as each head reads it."""
 
-    run: Gradients
-    _norms: dict[tuple[int, int], LinearNorm | None] = field(default_factory=dict)
+    def __init__(self, dests: Sequence[DestSite]) -> None:
+        self.n_runs = 0
+        self._dests = dests
+        self._gradients: dict[Reader, Float[Tensor, "batch seq head width"]] = {}
+        self._norms: dict[Reader, LinearNorm] = {}
+        self._streams: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self._along: dict[tuple[DestSite, Reader], Overlap] = {}
+        self._others: dict[Reader, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
+    @torch.no_grad()
+    def add(self, run: Gradients) -> None:
+        """Add a run, of which little is kept: less than the model itself computed."""
+        self.n_runs += 1
+        norms: Norms = {}
+        for dest in self._dests:
+            for reader in dest.readers:
+                gradient = _by_head(run.at_readers[reader], dest)
+                if reader.norm is not None:
+                    norm = self._norm(norms, run, dest, reader)
+                    if norm is None:
+                        self._others[reader].append((run.streams[dest], gradient))
+                        continue
+                    gradient = gradient.to(norm.scale) / norm.scale[..., None]
+                    self._keep_overlap(norm, run, dest, reader, gradient)
+                    self._norms[reader] = norm
+                before = self._gradients.get(reader)
+                self._gradients[reader] = gradient if before is None else before + gradient
+
+    @torch.no_grad()
     def into(
-        self, dest: DestSite, positions: slice, out: Float[Tensor, "head seq batch d_model"]
+        self, number: int, positions: slice, out: Float[Tensor, "head seq batch d_model"]
     ) -> None:
-        """Write those of a module's heads at some positions into `out`; those of several readers add
-        up."""
-        for number, reader in enumerate(dest.readers):
-            gradient = _rows(self.run.at_readers[reader], positions)
-            is_there = number == 0 and gradient.device == out.device
-            found = out if is_there else torch.empty_like(out, device=gradient.device)
-            if reader.norm is None:
-                found.flatten(1, 2).copy_(gradient)
-            else:
-                by_head = gradient.reshape(len(gradient), len(out), -1).transpose(0, 1)
-                self._pull_back(dest, reader, positions, by_head, found.flatten(1, 2))
-            if number > 0:
+        """Write those of the destination module with that number, at some positions, into `out`,
+        less the `overlaps`; those of several readers add up."""
+        for place, reader in enumerate(self._dests[number].readers):
+            device = self._device_of(reader)
+            is_there = place == 0 and device == out.device
+            found = out if is_there else torch.empty_like(out, device=device)
+            self._write(reader, positions, found.flatten(1, 2))
+            if place > 0:
                 out.add_(found.to(out.device))
             elif not is_there:
                 out.copy_(found)
 
-    def _pull_back(
-        self,
-        dest: DestSite,
-        reader: Reader,
-        positions: slice,
-        gradient: Float[Tensor, "head row width"],
-        out: Float[Tensor, "head row d_model"],
-    ) -> None:
-        norm = self._norm(dest, reader)
-        if norm is not None:
-            gradient = gradient.to(out) / _rows(norm.scale, positions)
-        for heads in _parts(out):
-            if norm is None:
-                stream = _rows(self.run.streams[dest], positions)
-                out[heads] = _by_autograd(reader, stream, gradient[heads], range(len(out))[heads])
-            else:
-                _through_weight(reader, gradient[heads], heads, out[heads])
-                _through_norm(norm, positions, out[heads])
+    @torch.no_grad()
+    def overlaps(self, number: int) -> list[Overlap]:
+        """What is to be taken from the gradients of the destination module with that number."""
+        dest, found = self._dests[number], []
+        for reader in dest.readers:
+            if reader in self._norms:
+                found.append(self._along[dest, reader])
+            if reader in self._norms and self._norms[reader].is_centred:
+                found.append(Overlap(None, [self._mean(reader)]))
+        return found
 
-    def _norm(self, dest: DestSite, reader: Reader) -> LinearNorm | None:
+    def _norm(
+        self, norms: Norms, run: Gradients, dest: DestSite, reader: Reader
+    ) -> LinearNorm | None:
         """The norm before a reader, once for all that share it; None if it is none, or of another
         kind than LayerNorm and RMSNorm."""
         key = id(dest.stream), id(reader.norm)
-        if key not in self._norms:
+        if key not in norms:
             assert reader.norm is not None
-            stream = self.run.streams[dest]
+            stream = run.streams[dest]
             norm = LinearNorm.of(reader.norm, stream)
             is_right = norm.grows and bool(norm.relative.max() <= tolerance_of(stream.dtype))
-            self._norms[key] = norm if is_right else None
-        return self._norms[key]
+            norms[key] = norm if is_right else None
+            if is_right:
+                self._streams[key].append(norm.centred)
+        return norms[key]
+
+    def _keep_overlap(
+        self,
+        norm: LinearNorm,
+        run: Gradients,
+        dest: DestSite,
+        reader: Reader,
+        gradient: Float[Tensor, "batch seq head width"],
+    ) -> None:
+        """(c · v) / (d_model · scale²), where `c · v` is `g / scale` times what the head computed
+        times `scale`."""
+        d_model = norm.centred.shape[-1]
+        nothing = norm.centred.new_zeros(gradient.shape[2], 1, 1, d_model)
+        of_nothing = reader.project(nothing.to(run.streams[dest]), range(len(nothing)))
+        computed = _by_head(run.computed[reader], dest).to(gradient) - of_nothing[:, 0, 0].to(
+            gradient
+        )
+        weight = torch.einsum("bshw,bshw->bsh", computed, gradient) / (d_model * norm.scale)
+        key = id(dest.stream), id(reader.norm)
+        kept = self._along.setdefault((dest, reader), Overlap(self._streams[key], []))
+        assert isinstance(kept.weights, list)
+        kept.weights.append(weight)
+
+    def _mean(self, reader: Reader) -> Float[Tensor, "batch seq head"]:
+        """The mean of v over d_model."""
+        gain, gradient, weight = self._norms[reader].gain, self._gradients[reader], reader.weight()
+        if weight is None:
+            return gradient @ gain / len(gain)
+        mean = gain @ weight.to(gain) / len(gain)
+        return torch.einsum("bshw,hw->bsh", gradient, mean)
+
+    def _device_of(self, reader: Reader) -> torch.device:
+        given = self._gradients.get(reader)
+        return self._others[reader][0][1].device if given is None else given.device
+
+    def _write(
+        self, reader: Reader, positions: slice, out: Float[Tensor, "head row d_model"]
+    ) -> None:
+        given = self._gradients.get(reader)
+        if given is None:
+            out.zero_()
+        else:
+            self._through_weight(reader, _rows(given, positions).transpose(0, 1), out)
+        for stream, gradient in self._others.get(reader, ()):
+            by_head = _rows(gradient, positions).transpose(0, 1)
+            _add_by_autograd(reader, _rows(stream, positions), by_head, out)
+
+    def _through_weight(
+        self,
+        reader: Reader,
+        gradient: Float[Tensor, "head row width"],
+        out: Float[Tensor, "head row d_model"],
+    ) -> None:
+        norm, weight = self._norms.get(reader), reader.weight()
+        for heads in _parts(out):
+            if norm is None or weight is None:
+                out[heads] = gradient[heads]
+            else:
+                torch.bmm(gradient[heads], weight[heads].mT.to(out), out=out[heads])
+            if norm is not None:
+                out[heads] *= norm.gain
+
+
+def _add_by_autograd(
+    reader: Reader,
+    stream: Float[Tensor, "row d_model"],
+    gradient: Float[Tensor, "head row width"],
+    out: Float[Tensor, "head row d_model"],
+) -> None:
+    """The whole gradient of one run, for whatever stands before the weights."""
+    for heads in _parts(out):
+        index = range(len(out))[heads]
+        with torch.enable_grad(), torch.autocast(stream.device.type, enabled=False):
+            read = stream.expand(len(index), 1, *stream.shape).requires_grad_()
+            computed = reader.project(read, index)
+            given = gradient[heads, None].to(computed)
+            out[heads] += torch.autograd.grad(computed, read, given)[0][:, 0]
+
+
+def _by_head(tensor: Tensor, dest: DestSite) -> Float[Tensor, "batch seq head width"]:
+    return tensor.reshape(*tensor.shape[:2], len(dest.names), -1)
 
 
 def _rows(tensor: Float[Tensor, "batch seq *rest"], positions: slice) -> Tensor:
@@ -92,32 +211,3 @@ def _parts(out: Tensor) -> list[slice]:
     most = AT_ONCE.get(out.device.type, max(AT_ONCE.values()))
     step = max(1, most // out[0].nbytes)
     return [slice(start, start + step) for start in range(0, len(out), step)]
-
-
-def _through_weight(reader: Reader, gradient: Tensor, heads: slice, out: Tensor) -> None:
-    weight = reader.weight()
-    if weight is None:
-        out.copy_(gradient)
-    else:
-        torch.bmm(gradient, weight.detach()[heads].mT.to(out), out=out)
-
-
-def _through_norm(norm: LinearNorm, positions: slice, out: Tensor) -> None:
-    """`out` holds `g W^T / scale`."""
-    centred, scale = _rows(norm.centred, positions), _rows(norm.scale, positions)
-    # Both sums over d_model in one product, which reads `out` once.
-    along = centred / (-out.shape[-1] * scale.square())
-    mean = torch.full_like(centred, 1 / out.shape[-1])
-    sums = torch.bmm(norm.gain * torch.stack([along, mean], dim=1), out.permute(1, 2, 0))
-    overlap, mean = sums.permute(1, 2, 0)[..., None]
-    out.mul_(norm.gain).addcmul_(centred, overlap)
-    if norm.is_centred:
-        out.sub_(mean)
-
-
-def _by_autograd(reader: Reader, stream: Tensor, gradient: Tensor, heads: range) -> Tensor:
-    """The same for whatever stands before the weights."""
-    with torch.enable_grad(), torch.autocast(stream.device.type, enabled=False):
-        read = stream.expand(len(heads), 1, *stream.shape).requires_grad_()
-        computed = reader.project(read, heads)
-        return torch.autograd.grad(computed, read, gradient[:, None].to(computed))[0][:, 0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import circuit_trace as ct
-from circuit_trace.score import differences, pull_back
+from circuit_trace.score import differences, methods, pull_back
 from circuit_trace.score.gradients import gradients
 from circuit_trace.score.metrics import read_metric
 from circuit_trace.score.prompts import PromptPairs
@@ -144,14 +144,37 @@ def test_parts_one_by_one_are_all_of_them(
 def test_norms_are_pulled_back_as_autograd_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped(name, SEQ)
     expected = scores(model)
-    monkeypatch.setattr(pull_back.PullBack, "_norm", lambda self, dest, reader: None)
+    monkeypatch.setattr(pull_back.PullBack, "_norm", lambda *_: None)
     for key, score in scores(model).items():
         assert_close(expected[key], score, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TYPICAL)
+def test_a_norm_may_be_odd_in_some_of_the_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(name, SEQ)
+    expected = scores(model, method="eap-ig", steps=3)
+    apart = pull_back.PullBack._norm
+
+    def not_in_the_second(self: Any, *args: Any) -> Any:
+        return None if self.n_runs == 2 else apart(self, *args)
+
+    monkeypatch.setattr(pull_back.PullBack, "_norm", not_in_the_second)
+    for key, score in scores(model, method="eap-ig", steps=3).items():
+        assert_close(expected[key], score, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+def test_more_runs_than_are_added_up_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(name, SEQ)
+    expected = scores(model, method="eap-ig", steps=5)
+    monkeypatch.setattr(methods, "RUNS_AT_ONCE", 2)
+    for key, score in scores(model, method="eap-ig", steps=5).items():
+        assert_close(expected[key], score, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TYPICAL)
 def test_no_norm_needs_autograd(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull_back, "_by_autograd", None)  # it would be called
+    monkeypatch.setattr(pull_back, "_add_by_autograd", None)  # it would be called
     assert scores(wrapped(name))
 
 
@@ -160,7 +183,9 @@ def test_the_gradient_at_the_end_is_that_of_what_follows() -> None:
     model = wrapped(TYPICAL[0])
     run = gradients(model, BATCH, read_metric(metric))
     found = torch.empty(1, SEQ, *CLEAN.shape[:1], model.cfg.d_model)
-    pull_back.PullBack(run).into(model.anatomy.dests[-1], slice(None), found)
+    back = pull_back.PullBack(model.anatomy.dests)
+    back.add(run)
+    back.into(len(model.anatomy.dests) - 1, slice(None), found)
     unembed = model.anatomy.unembed
     assert unembed is not None
     end = model.trace(CLEAN).dest("Resid End").input.requires_grad_()
