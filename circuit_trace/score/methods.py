@@ -129,6 +129,7 @@ def _mean(task: Task, clean: _Clean, runs: Iterator[Gradients]) -> Float[Tensor,
     for run in runs:
         n_runs += 1
         back.add(run)
+        del run  # before the next one runs
         if back.n_runs == RUNS_AT_ONCE:
             found.append(clean.differences.products(back))
             back = PullBack(task.model.anatomy.dests)
