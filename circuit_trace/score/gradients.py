@@ -37,7 +37,8 @@ class Gradients:
     """What one pass leaves: the sources' outputs, the logits, and the gradients of the metric, summed
     over prompts, with respect to what each reader computed or read.
 
-    Of readers behind a norm also the stream before it and what they computed themselves.
+    Of readers behind a norm also the stream before it and, where it still is as it was, what they
+    computed from it.
     """
 
     outputs: tuple[SiteOutput, ...]
@@ -136,7 +137,7 @@ class _Taps:
     def __init__(self, anatomy: Anatomy, change: Change | None) -> None:
         self.read: dict[Reader, _Tap] = {}
         self.streams: dict[DestSite, Tensor] = {}
-        self.computed: dict[Reader, Tensor] = {}
+        self._copies: dict[Reader, tuple[Tensor, int]] = {}
         self._anatomy = anatomy
         self._change = change
         self._shape = (0, 0)
@@ -170,8 +171,18 @@ class _Taps:
         # Not the copy itself: a hook behind this one may write into it.
         self.read[reader] = _Tap(get_gradient_edge(copy), copy.shape)
         if reader.norm is not None:
-            self.computed[reader] = unflattened(tensor.detach(), self._shape)
+            # Autograd keeps the copy too, so this takes no memory.
+            self._copies[reader] = copy.detach(), copy._version
         return copy
+
+    @property
+    def computed(self) -> dict[Reader, Tensor]:
+        """What readers computed, unless a hook or the model itself wrote into it since."""
+        return {
+            reader: unflattened(copy, self._shape)
+            for reader, (copy, version) in self._copies.items()
+            if copy._version == version
+        }
 
 
 def _readers(anatomy: Anatomy) -> Iterator[tuple[DestSite, Reader]]:

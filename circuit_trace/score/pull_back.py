@@ -53,6 +53,7 @@ class PullBack:
         self._dests = dests
         self._gradients: dict[Reader, Float[Tensor, "batch seq head width"]] = {}
         self._norms: dict[Reader, LinearNorm] = {}
+        self._weights: dict[Reader, Float[Tensor, "head width d_model"]] = {}
         self._streams: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self._along: dict[tuple[DestSite, Reader], Overlap] = {}
         self._others: dict[Reader, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -129,12 +130,15 @@ class PullBack:
     ) -> None:
         """(c · v) / (d_model · scale²), where `c · v` is `g / scale` times what the head computed
         times `scale`."""
-        d_model = norm.centred.shape[-1]
-        nothing = norm.centred.new_zeros(gradient.shape[2], 1, 1, d_model)
-        of_nothing = reader.project(nothing.to(run.streams[dest]), range(len(nothing)))
-        computed = _by_head(run.computed[reader], dest).to(gradient) - of_nothing[:, 0, 0].to(
-            gradient
-        )
+        d_model, stream = norm.centred.shape[-1], run.streams[dest]
+        heads = range(gradient.shape[2])
+        nothing = stream.new_zeros(len(heads), 1, 1, d_model)
+        computed = run.computed.get(reader)
+        if computed is None:
+            read = stream.expand(len(heads), *stream.shape)
+            computed = reader.project(read, heads).movedim(0, 2)
+        computed = _by_head(computed, dest).to(gradient)
+        computed = computed - reader.project(nothing, heads)[:, 0, 0].to(gradient)
         weight = torch.einsum("bshw,bshw->bsh", computed, gradient) / (d_model * norm.scale)
         key = id(dest.stream), id(reader.norm)
         kept = self._along.setdefault((dest, reader), Overlap(self._streams[key], []))
@@ -171,14 +175,24 @@ class PullBack:
         gradient: Float[Tensor, "head row width"],
         out: Float[Tensor, "head row d_model"],
     ) -> None:
-        norm, weight = self._norms.get(reader), reader.weight()
+        norm = self._norms.get(reader)
+        weight = None if norm is None else self._weight(reader, norm)
         for heads in _parts(out):
-            if norm is None or weight is None:
-                out[heads] = gradient[heads]
+            if weight is not None:
+                torch.bmm(gradient[heads], weight[heads], out=out[heads])
+            elif norm is not None:
+                torch.mul(gradient[heads], norm.gain, out=out[heads])
             else:
-                torch.bmm(gradient[heads], weight[heads].mT.to(out), out=out[heads])
-            if norm is not None:
-                out[heads] *= norm.gain
+                out[heads] = gradient[heads]
+
+    def _weight(
+        self, reader: Reader, norm: LinearNorm
+    ) -> Float[Tensor, "head width d_model"] | None:
+        """The norm's gain and the weights in one, for all positions."""
+        weight = reader.weight()
+        if weight is not None and reader not in self._weights:
+            self._weights[reader] = weight.mT.to(norm.gain) * norm.gain
+        return self._weights.get(reader)
 
 
 def _add_by_autograd(
