@@ -125,7 +125,7 @@ def score_edges(
     mask_value = read_mask_value(mask_value)
     check_not_flat(metric, method, path, mask_value)
     task = Task(model, measure, path, ablation, patched, mask_value, read_forward(forward))
-    share = Share.here()
+    share = Share.here(model.wrapped_model)
     with share.together():
         share.check(data)
         is_kept = isinstance(resume, str | PathLike)

@@ -84,7 +84,7 @@ def exact_scores(
     check_patched(model, ablation, patched)
     rows = check_rows(rows)
     measure = read_metric(metric)
-    share = Share.here()
+    share = Share.here(model.wrapped_model)
     with share.together():
         share.check(data)
         batches = list(read_batches(model, data))

@@ -55,7 +55,7 @@ class PullBack:
         self._norms: dict[Reader, LinearNorm] = {}
         self._weights: dict[Reader, Float[Tensor, "head width d_model"]] = {}
         self._streams: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-        self._along: dict[tuple[DestSite, Reader], Overlap] = {}
+        self._along: dict[Reader, list[Float[Tensor, "batch seq head"]]] = defaultdict(list)
         self._others: dict[Reader, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class PullBack:
                         self._others[reader].append((run.streams[dest], gradient))
                         continue
                     gradient = gradient.to(norm.scale) / norm.scale[..., None]
-                    self._keep_overlap(norm, run, dest, reader, gradient)
+                    self._along[reader].append(_along(norm, run, dest, reader, gradient))
                     self._norms[reader] = norm
                 before = self._gradients.get(reader)
                 self._gradients[reader] = gradient if before is None else before + gradient
@@ -98,10 +98,11 @@ class PullBack:
         """What is to be taken from the gradients of the destination module with that number."""
         dest, found = self._dests[number], []
         for reader in dest.readers:
-            if reader in self._norms:
-                found.append(self._along[dest, reader])
-            if reader in self._norms and self._norms[reader].is_centred:
-                found.append(Overlap(None, [self._mean(reader)]))
+            norm = self._norms.get(reader)
+            if norm is not None:
+                found.append(Overlap(self._streams[_key(dest, reader)], self._along[reader]))
+            if norm is not None and norm.is_centred:
+                found.append(Overlap(None, [self._mean(reader, norm)]))
         return found
 
     def _norm(
@@ -109,7 +110,7 @@ class PullBack:
     ) -> LinearNorm | None:
         """The norm before a reader, once for all that share it; None if it is none, or of another
         kind than LayerNorm and RMSNorm."""
-        key = id(dest.stream), id(reader.norm)
+        key = _key(dest, reader)
         if key not in norms:
             assert reader.norm is not None
             stream = run.streams[dest]
@@ -120,38 +121,11 @@ class PullBack:
                 self._streams[key].append(norm.centred)
         return norms[key]
 
-    def _keep_overlap(
-        self,
-        norm: LinearNorm,
-        run: Gradients,
-        dest: DestSite,
-        reader: Reader,
-        gradient: Float[Tensor, "batch seq head width"],
-    ) -> None:
-        """(c · v) / (d_model · scale²), where `c · v` is `g / scale` times what the head computed
-        times `scale`."""
-        d_model, stream = norm.centred.shape[-1], run.streams[dest]
-        heads = range(gradient.shape[2])
-        nothing = stream.new_zeros(len(heads), 1, 1, d_model)
-        computed = run.computed.get(reader)
-        if computed is None:
-            read = stream.expand(len(heads), *stream.shape)
-            computed = reader.project(read, heads).movedim(0, 2)
-        computed = _by_head(computed, dest).to(gradient)
-        computed = computed - reader.project(nothing, heads)[:, 0, 0].to(gradient)
-        weight = torch.einsum("bshw,bshw->bsh", computed, gradient) / (d_model * norm.scale)
-        key = id(dest.stream), id(reader.norm)
-        kept = self._along.setdefault((dest, reader), Overlap(self._streams[key], []))
-        assert isinstance(kept.weights, list)
-        kept.weights.append(weight)
-
-    def _mean(self, reader: Reader) -> Float[Tensor, "batch seq head"]:
+    def _mean(self, reader: Reader, norm: LinearNorm) -> Float[Tensor, "batch seq head"]:
         """The mean of v over d_model."""
-        gain, gradient, weight = self._norms[reader].gain, self._gradients[reader], reader.weight()
-        if weight is None:
-            return gradient @ gain / len(gain)
-        mean = gain @ weight.to(gain) / len(gain)
-        return torch.einsum("bshw,hw->bsh", gradient, mean)
+        weight = self._weight(reader, norm)
+        mean = norm.gain[None] / len(norm.gain) if weight is None else weight.mean(-1)
+        return torch.einsum("bshw,hw->bsh", self._gradients[reader], mean)
 
     def _device_of(self, reader: Reader) -> torch.device:
         given = self._gradients.get(reader)
@@ -195,6 +169,25 @@ class PullBack:
         return self._weights.get(reader)
 
 
+def _along(
+    norm: LinearNorm,
+    run: Gradients,
+    dest: DestSite,
+    reader: Reader,
+    gradient: Float[Tensor, "batch seq head width"],
+) -> Float[Tensor, "batch seq head"]:
+    """(c · v) / (d_model · scale²): `c · v` is `g / scale` times what a head computed times `scale`."""
+    stream, computed = run.streams[dest], run.computed.get(reader)
+    heads = range(gradient.shape[2])
+    if computed is None:
+        read = stream.expand(len(heads), *stream.shape)
+        computed = reader.project(read, heads).movedim(0, 2)
+    nothing = reader.project(stream.new_zeros(len(heads), 1, 1, stream.shape[-1]), heads)
+    computed = _by_head(computed, dest).to(gradient) - nothing[:, 0, 0].to(gradient)
+    overlap = torch.einsum("bshw,bshw->bsh", computed, gradient)
+    return overlap / (stream.shape[-1] * norm.scale)
+
+
 def _add_by_autograd(
     reader: Reader,
     stream: Float[Tensor, "row d_model"],
@@ -209,6 +202,10 @@ def _add_by_autograd(
             computed = reader.project(read, index)
             given = gradient[heads, None].to(computed)
             out[heads] += torch.autograd.grad(computed, read, given)[0][:, 0]
+
+
+def _key(dest: DestSite, reader: Reader) -> tuple[int, int]:
+    return id(dest.stream), id(reader.norm)
 
 
 def _by_head(tensor: Tensor, dest: DestSite) -> Float[Tensor, "batch seq head width"]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.utils.data.distributed import DistributedSampler
 
 from circuit_trace.errors import InputError
+
+CPU = torch.device("cpu")
 
 
 class OthersStopped(InputError):
@@ -30,13 +32,17 @@ class Share:
 
     rank: int = 0
     world: int = 1
+    device: torch.device = CPU
+    """Where this process' model is."""
     _mark: Tensor = field(default_factory=lambda: torch.zeros(8), compare=False)
 
     @classmethod
-    def here(cls) -> Share:
+    def here(cls, model: nn.Module | None = None) -> Share:
         """This process' share, as torch.distributed has set it up."""
         if distributed.is_available() and distributed.is_initialized():
-            return cls(distributed.get_rank(), distributed.get_world_size())
+            parameters = () if model is None else model.parameters()
+            device = next((parameter.device for parameter in parameters), CPU)
+            return cls(distributed.get_rank(), distributed.get_world_size(), device)
         n_started = os.environ.get("WORLD_SIZE", "")
         if n_started.isdecimal() and int(n_started) > 1:
             warnings.warn(
@@ -130,7 +136,8 @@ class Share:
             )
 
     def _reduced(self, tensor: Tensor, how: Any) -> Tensor:
-        # NCCL works on the GPU alone.
-        tensor = tensor.cuda() if distributed.get_backend() == "nccl" else tensor.clone()
-        distributed.all_reduce(tensor, op=how)
-        return tensor.cpu()
+        # NCCL works on GPUs alone, each process on one of its own.
+        device = self.device if distributed.get_backend() == "nccl" else CPU
+        there = tensor.to(device, copy=True)
+        distributed.all_reduce(there, op=how)
+        return there.cpu()
