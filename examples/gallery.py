@@ -87,9 +87,9 @@ def bundled() -> Iterator[View]:
             ),
         )
     whole = ct.wrap(bare)
-    scores = attributions(whole)
+    scores = ct.score_edges(whole, (CLEAN, CORRUPT, *ANSWERS), bar=False)
     yield "scores", lambda path: ct.draw_seq_graph(whole, scores, 0.3, file_path=path)
-    backwards = attributions(whole, CORRUPT, CLEAN)
+    backwards = ct.score_edges(whole, (CORRUPT, CLEAN, *ANSWERS), bar=False)
     yield (
         "difference_scores",
         lambda path: ct.draw_difference(
@@ -102,6 +102,23 @@ def bundled() -> Iterator[View]:
             whole, scores, 0.3, theme="dark", orientation="v", file_path=path
         ),
     )
+
+    pairs = (CLEAN, CORRUPT, *ANSWERS)
+    by_position = ct.score_edges(model, pairs, bar=False)
+    chosen = ct.circuit(by_position, n_edges=20)
+    model.trace(CLEAN, corrupt=CORRUPT, masks=chosen)
+    in_circuit = {name: score * chosen[name] for name, score in by_position.items()}
+    yield (
+        "scores_beside_live",
+        lambda path: ct.draw_seq_graph(
+            model, in_circuit, 1e-9, side_by_side=True, orientation="v", file_path=path
+        ),
+    )
+    curves = {}
+    for method in ("eap", "magnitude", "exact"):
+        found = ct.score_edges(model, pairs, method=method, bar=False)
+        curves[method] = ct.faithfulness(model, pairs, found, bar=False)
+    yield "faithfulness", lambda path: ct.draw_faithfulness(curves, file_path=path)
 
 
 def beside_a_plot(trace: ct.Trace, path: Path) -> None:
@@ -120,19 +137,6 @@ def beside_a_plot(trace: ct.Trace, path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.write_image(path, scale=2)
-
-
-def attributions(
-    model: ct.PatchableModel, clean: str = CLEAN, corrupt: str = CORRUPT
-) -> ct.PruneScores:
-    """Edge attribution patching: the gradient of the logit difference at mask 0."""
-    masks = {m.name: torch.zeros(m.shape, requires_grad=True) for m in model.graph.modules}
-    patched = model.source_outputs(corrupt)
-    with model.patch(patched, masks=masks):
-        logits = model(model.to_tokens(clean))[0, -1]
-    right, wrong = (int(model.to_tokens(name)[0, -1]) for name in ANSWERS)
-    (logits[right] - logits[wrong]).backward()
-    return {name: mask.grad for name, mask in masks.items() if mask.grad is not None}
 
 
 def large() -> Iterator[View]:
