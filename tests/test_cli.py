@@ -122,10 +122,13 @@ def test_score_a_file_of_prompts_of_two_lengths(
 
 def test_score_at_positions_then_trace_the_strongest(capsys: Printed) -> None:
     prompts = ("--clean", CLEAN, "--corrupt", CORRUPT)
-    run(
+    printed = run(
         capsys, "score", *prompts, "--answers", *ANSWERS, "--method", "exact", "--positions",
-        "-o", "p.pkl",
+        "--rows", "1", "-o", "p.pkl", "p.html",
     )  # fmt: skip
+    assert printed.splitlines()[1].split()[:-1] == ["Resid", "Start->A0.0.V", "10", "John"]
+    assert "The 1 strongest of 1,650 edges, by exact and logit_diff; prompts: 1." in printed
+    assert "John" in Path("p.html").read_text(encoding="utf-8")
     run(
         capsys, "trace", *prompts, "--positions", "--scores", "p.pkl", "--top-scores", "1",
         "-o", "p.trace",
@@ -280,6 +283,10 @@ WRONG = {
         "must have the same number of prompts",
     ),
     "no such model": (["demo", "--model", "no-such-model"], "no-such-model"),
+    "one answer": (
+        ["score", "--clean", "When", "--corrupt", "When", "--answers", "Mary"],
+        "logit_diff compares two tokens: give both, --answers RIGHT WRONG, or another --metric.",
+    ),
     "nothing to score": (["score"], "Give one prompt with --clean, or a file of them with --data."),
     "two kinds of prompts": (
         ["score", "--data", "d.csv", "--clean", "When"],

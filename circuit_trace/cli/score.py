@@ -70,7 +70,11 @@ def add_to(commands: Any) -> None:
         "--data", type=Path, metavar="FILE", help="a .csv or .jsonl of prompt pairs instead"
     )
     parser.add_argument("--batch-size", type=count, default=16, help="rows that run at once (16)")
-    parser.add_argument("--metric", default="logit_diff", help="or kl, answer_logprob, loss")
+    parser.add_argument(
+        "--metric",
+        default="logit_diff",
+        help="logit_diff (the default), kl, answer_logprob or loss",
+    )
     parser.add_argument(
         "--method",
         default="eap",
@@ -101,7 +105,10 @@ def run(options: argparse.Namespace) -> int:
                 ".graphml, or leave --positions out."
             )
     import circuit_trace as ct
+    from circuit_trace.score.options import read_method
 
+    if options.method != "exact":
+        read_method(options.method)
     ablation = ablation_named(options.ablation)
     rows = _rows(options)
     model = wrapped(options.model)
@@ -117,12 +124,19 @@ def run(options: argparse.Namespace) -> int:
         resume=options.resume,
         bar=sys.stderr.isatty(),
     )
-    print(_strongest(model, scores, options.rows).to_string(index=False))
+    tokens = _tokens(model, rows)
+    table = _strongest(model, scores, options.rows, tokens)
+    print(table.to_string(index=False))
+    print(
+        f"The {len(table):,} strongest of {model.n_edges:,} edges, by {options.method} and "
+        f"{options.metric}; prompts: {len(rows):,}."
+    )
     for path in options.out:
         if path.suffix.lower() in FILES:
             ct.save_scores(scores, path, model, format=FILES[path.suffix.lower()])
         else:
-            ct.draw_seq_graph(model, scores, file_path=path, **picture(options))
+            drawn = {"seq_labels": tokens, **picture(options)}
+            ct.draw_seq_graph(model, scores, file_path=path, **drawn)
         print(f"wrote {path}")
     return 0
 
@@ -142,6 +156,10 @@ def _rows(options: argparse.Namespace) -> list[dict[str, str]]:
     if len(answers) > 2:
         raise InputError(
             f"--answers takes the right next token and the wrong one; got {len(answers)} of them."
+        )
+    if options.metric == "logit_diff" and options.method != "magnitude" and len(answers) != 2:
+        raise InputError(
+            "logit_diff compares two tokens: give both, --answers RIGHT WRONG, or another --metric."
         )
     given = (options.clean, options.corrupt, *answers)
     return [{name: text for name, text in zip(COLUMNS, given, strict=False) if text is not None}]
@@ -189,7 +207,17 @@ def _batches(
             yield {name: [row[name] for row in part] for name in part[0]}
 
 
-def _strongest(model: PatchableModel, scores: PruneScores, n: int) -> pd.DataFrame:
+def _tokens(model: PatchableModel, rows: list[dict[str, str]]) -> list[str] | None:
+    """The tokens of a single prompt whose positions are told apart."""
+    to_strings = model.anatomy.to_strings
+    if model.seq_len is None or to_strings is None or len(rows) > 1:
+        return None
+    return to_strings(model.to_tokens(rows[0]["clean"])[0])
+
+
+def _strongest(
+    model: PatchableModel, scores: PruneScores, n: int, tokens: list[str] | None
+) -> pd.DataFrame:
     import pandas as pd
 
     flat = flat_scores(model.graph, scores)
@@ -198,4 +226,6 @@ def _strongest(model: PatchableModel, scores: PruneScores, n: int) -> pd.DataFra
     columns: dict[str, list[Any]] = {"edge": [edge.name for edge in edges]}
     if model.seq_len is not None:
         columns["position"] = [edge.seq_idx for edge in edges]
+    if tokens is not None:
+        columns["token"] = [tokens[edge.seq_idx or 0] for edge in edges]
     return pd.DataFrame({**columns, "score": flat[found].tolist()}).round(4)

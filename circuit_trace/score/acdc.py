@@ -28,6 +28,7 @@ from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.prompts import read_batches
 from circuit_trace.score.reach import leads_on
 from circuit_trace.score.runs import PairRun, check_patched, run_pairs
+from circuit_trace.score.share import Share
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
@@ -56,6 +57,12 @@ class AcdcResult:
     metric: float
     clean: float
     n_passes: int
+
+    def __repr__(self) -> str:
+        return (
+            f"<AcdcResult: {self.n_edges} edges, metric {self.metric:.4g} (clean {self.clean:.4g}), "
+            f"{self.n_passes} passes>"
+        )
 
 
 def acdc(
@@ -87,7 +94,8 @@ def acdc(
 
     Args:
         model: A wrapped model.
-        data: As for `exact_scores`; every batch is run for every decision, and kept in memory.
+        data: As for `exact_scores`; every batch is run for every decision, and kept in memory. Of
+            several processes each searches on its own.
         metric: As for `exact_scores`.
         threshold: What leaving out one edge may cost, in the metric's units; above 0.
         better: Whether "lower" or "higher" values of your own metric are better.
@@ -110,6 +118,7 @@ def acdc(
         )
     sign = _sign(metric, better)
     measure = read_metric(metric)
+    Share.here(model.wrapped_model).check(data)
     runs = [
         run_pairs(model, pairs, measure, ablation=ablation, patched=patched)
         for pairs in read_batches(model, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from heapq import heappop, heappush
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -53,7 +54,7 @@ def circuit(
             backwards, at each step the strongest edge into a node that is in the circuit already, as
             EAP-IG does (Hanna et al. 2024). Of equal scores the first in the graph's order is taken.
         prune: Leave out edges that are on no path from the start of the stream to its end; the
-            circuit may then have fewer edges than were asked for, even none.
+            circuit may then have fewer edges than were asked for; if none is left, a warning says so.
 
     Raises:
         InputError: Not exactly one size is given, it is out of range, or another option is wrong.
@@ -80,7 +81,15 @@ def circuit(
         n = _n_above(flat[order], size)
     else:
         n = as_n_edges(graph, size, is_fraction=how == "fraction", name=how)
-    return unflat_scores(graph, selected(graph, order[:n], prune=prune).float())
+    chosen = selected(graph, order[:n], prune=prune)
+    if n > 0 and not chosen.any():
+        warnings.warn(
+            f"The circuit is empty: none of the {n:,} edges chosen lies on a path of chosen edges from "
+            "the start of the stream to its end. Choose more, or by method='greedy', which goes from "
+            "the end backwards, or keep dead ends with prune=False.",
+            stacklevel=2,
+        )
+    return unflat_scores(graph, chosen.float())
 
 
 def rankable(graph: Graph, scores: Any) -> Float[Tensor, " edge"]:

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from circuit_trace.errors import InputError
 from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
 from circuit_trace.score.exact import BAR_DELAY, exact_scores
-from circuit_trace.score.methods import Method, Task
+from circuit_trace.score.gradients import logits_of
+from circuit_trace.score.methods import METHODS, Method, Task
 from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.options import (
     ForwardArg,
@@ -90,19 +91,25 @@ def score_edges(
         model: A wrapped model, with no patch open.
         data: Pairs of prompts: one batch `(clean, corrupt)` or `(clean, corrupt, answers,
             wrong_answers)`, or an iterable (a DataLoader) of such batches, which is streamed.
-        metric: "logit_diff", "kl", "answer_logprob", "loss", or a function of logits
-            `[batch, seq, d_vocab]` and batch that returns a number for each prompt, or their mean.
+        metric: "logit_diff", the answers' mean logit less the wrong answers' at the last position;
+            "answer_logprob", the answers' mean log-probability there; "kl", KL(clean ‖ patched) of the
+            next token there, in nats (it has no slope at the clean run, so not for "eap"); "loss", the
+            mean cross-entropy of the next token over all positions of the clean prompt; or a function
+            of logits `[batch, seq, d_vocab]` and batch that returns a number for each prompt, or their
+            mean.
         method: One of the above.
-        steps: For both EAP-IG methods, the number of points on the way, at the middle of equal parts
-            (the midpoint rule, whose error falls as 1/steps²), or the points themselves, from 0 (clean)
-            to 1 (patched). `[1 - k / 5 for k in range(1, 6)]` are the five of the paper.
+        steps: For both EAP-IG methods (others have no use for it), the number of points on the way, at
+            the middle of equal parts (the midpoint rule, whose error falls as 1/steps²), or the points
+            themselves, from 0 (clean) to 1 (patched). `[1 - k / 5 for k in range(1, 6)]` are the five
+            of the paper.
         ablation: What is patched in; a mean over a dataset is computed once and given as `patched`.
         patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
-        mask_value: Where `"mask-gradient"` takes the gradient.
+        mask_value: Where `"mask-gradient"` takes the gradient; others have no use for it.
         forward: More arguments of every forward pass, or a function of the batch (its `clean` and
             `corrupt` tokens) that returns them, such as `{"attention_mask": mask}`.
         resume: A file that the sums are kept in while it runs; a run that was killed goes on from it
-            with the same data in the same order.
+            with the same data in the same order. Of several processes each has its own, whose name
+            ends in `.0-of-2`; delete it when you have the scores.
         bar: Show a progress bar if it takes longer than two seconds.
 
     Returns:
@@ -115,14 +122,14 @@ def score_edges(
     """
     check_model(model)
     check_patched(model, ablation, patched)
-    measure, path = read_metric(metric), read_path(steps)
+    measure = read_metric(metric)
+    path, mask_value = read_path(steps), read_mask_value(mask_value)
     if method == "exact":
         check_exact(forward)
         return exact_scores(
             model, data, metric, ablation=ablation, patched=patched, resume=resume, bar=bar
         )
-    run = read_method(method)
-    mask_value = read_mask_value(mask_value)
+    read_method(method)
     check_not_flat(metric, method, path, mask_value)
     task = Task(model, measure, path, ablation, patched, mask_value, read_forward(forward))
     share = Share.here(model.wrapped_model)
@@ -131,7 +138,7 @@ def score_edges(
         is_kept = isinstance(resume, str | PathLike)
         settings = _settings(task, metric, method, share) if is_kept or share.world > 1 else {}
         file = Unfinished(share.file(resume), settings)
-        state = _add_up(task, run, data, share, file, file.load(_start(model)), bar)
+        state = _add_up(task, method, data, share, file, file.load(_start(model)), bar)
     sums = share.total(torch.cat([state.tensors["sums"], state.tensors["prompts"]]))
     dtype = torch.promote_types(_dtype_of(model), torch.float32)
     return unflat_scores(model.graph, (sums[:-1] / sums[-1]).to(dtype))
@@ -140,16 +147,16 @@ def score_edges(
 def _start(model: PatchableModel) -> State:
     sums = torch.zeros(model.n_edges, dtype=torch.float64)
     prompts = torch.zeros(1, dtype=torch.float64)
-    return State(
-        {"sums": sums, "prompts": prompts, "seen": torch.zeros(8, dtype=torch.uint8)}, 0, 0
-    )
+    first = torch.zeros(1, dtype=torch.float64)
+    seen = torch.zeros(8, dtype=torch.uint8)
+    return State({"sums": sums, "prompts": prompts, "seen": seen, "first": first}, 0, 0)
 
 
 def _add_up(
-    task: Task, run: Method, data: Any, share: Share, file: Unfinished, state: State, bar: bool
+    task: Task, method: str, data: Any, share: Share, file: Unfinished, state: State, bar: bool
 ) -> State:
     """Add the scores of this process' batches to the state, beginning behind those in it."""
-    done, number = state.batch, -1
+    done, number, first = state.batch, -1, state.tensors["first"]
     marks = file.keeps or share.world > 1
     seen = mark_of(file.settings) if share.world > 1 else torch.zeros(8, dtype=torch.uint8)
     batches = tqdm(
@@ -164,14 +171,16 @@ def _add_up(
         with torch.inference_mode(False), torch.enable_grad():
             for number, batch in enumerate(map(_outside_inference, batches)):
                 seen = _seen(seen, batch) if marks else seen
+                if number == 0 and file.keeps and method != "magnitude":
+                    first = _metric_of(task, batch)
                 if number < done:
-                    _check_same_data(number, done, seen, state)
+                    _check_same(number, done, seen, first, state)
                 else:
                     sums, prompts = state.tensors["sums"], state.tensors["prompts"]
                     if number in share:
-                        sums = sums + _scored(task, run, batch, number)
+                        sums = sums + _scored(task, METHODS[method], batch, number)
                         prompts = prompts + len(batch)
-                    tensors = {"sums": sums, "prompts": prompts, "seen": seen}
+                    tensors = {"sums": sums, "prompts": prompts, "seen": seen, "first": first}
                     state = State(tensors, number + 1, 0)
                     file.save(state)
                 share.meet(number, seen)
@@ -233,12 +242,27 @@ def _seen(before: Tensor, batch: PromptPairs) -> Tensor:
     return torch.tensor(list(bytes.fromhex(digest([before, *fields]))), dtype=torch.uint8)
 
 
-def _check_same_data(number: int, done: int, seen: Tensor, state: State) -> None:
-    if number == done - 1 and not torch.equal(seen, state.tensors["seen"]):
+def _check_same(number: int, done: int, seen: Tensor, first: Tensor, state: State) -> None:
+    """Check, where the run to resume ended, that it had the same data and metric."""
+    if number < done - 1:
+        return
+    if not torch.equal(seen, state.tensors["seen"]):
         raise InputError(
             f"The first {done} batches are not those of the run to resume. Resume with the same data "
             "in the same order (a DataLoader without shuffle), or name another file."
         )
+    if not torch.allclose(first, state.tensors["first"], rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise InputError(
+            "The metric of the first clean prompts is not what it was in the run to resume: the metric, "
+            "the model or forward= has changed. Name another file."
+        )
+
+
+def _metric_of(task: Task, batch: PromptPairs) -> Tensor:
+    """The mean metric of the clean prompts, which tells a function from another of the same name."""
+    with torch.no_grad():
+        logits = logits_of(task.model.wrapped_model(batch.clean, **task.forward(batch)))
+        return task.metric(logits, batch, logits).double().mean().cpu()[None]
 
 
 def _settings(task: Task, metric: Any, method: str, share: Share) -> dict[str, Any]:

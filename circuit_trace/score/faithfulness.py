@@ -28,6 +28,7 @@ from circuit_trace.score.exact import BAR_DELAY
 from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.prompts import read_batches
 from circuit_trace.score.runs import PairRun, check_patched, run_pairs
+from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import name_of
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def faithfulness(
 
     Args:
         model: A wrapped model.
-        data: Pairs of prompts, as for `exact_scores`.
+        data: Pairs of prompts, as for `exact_scores`. Of several processes each runs all of them.
         scores: Of the model's edges.
         metric: As for `exact_scores`.
         sizes: How large the circuits are: fractions of all edges, or, where all are whole numbers,
@@ -221,6 +222,7 @@ def faithfulness(
     fractions, counts = _read_sizes(graph, sizes)
     order = ranked(graph, rankable(graph, scores), circuit)
     circuits = [selected(graph, order[:n], prune=prune) for n in counts]
+    Share.here(model.wrapped_model).check(data)
     batches = list(read_batches(model, data))
     runs = (run_pairs(model, one, measure, ablation=ablation, patched=patched) for one in batches)
     found: list[tuple[Tensor, Tensor, Tensor]] = []

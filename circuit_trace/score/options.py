@@ -108,7 +108,8 @@ def check_not_flat(metric: Any, method: str, path: tuple[float, ...], mask_value
     if metric == "kl" and is_at_clean.get(method):
         raise InputError(
             f"KL is 0 and has no slope where nothing is patched, so method={method!r} would score every "
-            "edge 0 there. Use method='eap-ig', 'clean-corrupted' or 'exact', or mask_value=1."
+            "edge 0 there. Use method='eap-ig', 'clean-corrupted', 'exact', or 'mask-gradient' with "
+            "mask_value=1."
         )
 
 

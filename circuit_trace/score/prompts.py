@@ -40,7 +40,8 @@ def read_batches(model: PatchableModel, data: Any) -> Iterator[PromptPairs]:
     """Read what a user gives as data: one batch, or any iterable (a torch DataLoader) of batches.
 
     A batch is a tuple or list `(clean, corrupt)`, `(clean, corrupt, answers)` or
-    `(clean, corrupt, answers, wrong_answers)`, or a mapping or an object with these names. Prompts
+    `(clean, corrupt, answers, wrong_answers)`, or a mapping or an object with these names; corrupt may
+    be None for an ablation that needs none. Prompts
     are tokens `[batch, seq]`, a string or a list of strings; answers token ids `[batch]` or
     `[batch, n]`, a string, or a string (or list of them) for each prompt.
 
@@ -81,7 +82,8 @@ def _fields(batch: Any, texts: Any = (list, tuple)) -> dict[str, Any] | None:
     elif isinstance(batch, tuple | list):
         is_texts = isinstance(batch, list) and all(isinstance(one, str) for one in batch)
         is_batch = 2 <= len(batch) <= 4 and not is_texts
-        is_batch = is_batch and all(_is_prompts(one, texts) for one in batch[:2])
+        is_batch = is_batch and _is_prompts(batch[0], texts)
+        is_batch = is_batch and (batch[1] is None or _is_prompts(batch[1], texts))
         found = dict(zip(FIELDS, batch, strict=False)) if is_batch else {}
     elif isinstance(batch, PromptPairs):
         found = {name: getattr(batch, name) for name in FIELDS}

@@ -71,8 +71,8 @@ class Share:
         is_divided = isinstance(getattr(data, "sampler", None), DistributedSampler)
         if self.world > 1 and (is_divided or type(data).__module__.startswith("accelerate.")):
             raise InputError(
-                f"These batches are divided among {self.world} processes already, and would be "
-                "divided twice. Give every process the same whole data: a DataLoader without "
+                f"These batches are divided among {self.world} processes already, so none of them would "
+                "see all that it needs. Give every process the same whole data: a DataLoader without "
                 "DistributedSampler that accelerate has not prepared."
             )
 

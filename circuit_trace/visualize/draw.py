@@ -14,6 +14,7 @@ from circuit_trace.plan import PruneScores
 from circuit_trace.trace import BatchIdx, Trace
 from circuit_trace.visualize.companion import live_table, score_table
 from circuit_trace.visualize.edges import (
+    CIRCUIT_LEGEND,
     LIVE_LEGEND,
     PROJECTION_LEGEND,
     SCORE_LEGEND,
@@ -23,6 +24,7 @@ from circuit_trace.visualize.edges import (
     Width,
     beside_scores,
     hidden_counts,
+    is_circuit,
     live_edges,
     score_edges,
 )
@@ -156,7 +158,8 @@ def draw_seq_graph(
         if table and drawn:
             companion = live_table(trace, drawn, titles, batch_idx, style)
     else:
-        note, legend = _score_note(drawn, score_threshold), SCORE_LEGEND
+        note = _score_note(drawn, score_threshold)
+        legend = CIRCUIT_LEGEND if is_circuit([one.weight for one in drawn]) else SCORE_LEGEND
         weights = prune_scores
         if table and drawn:
             companion = score_table(drawn, titles)
@@ -346,6 +349,8 @@ def _batch_note(trace: Trace, batch_idx: BatchIdx) -> str:
 def _score_note(drawn: list[DrawnEdge], threshold: float) -> str:
     if not drawn:
         return f"No edge has |score| ≥ {mask_text(threshold)}."
+    if is_circuit([one.weight for one in drawn]):
+        return f"A circuit of {len(drawn):,} edges."
     return f"Width: |score|. On {_which(drawn, '')}: its score."
 
 

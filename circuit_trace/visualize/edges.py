@@ -56,6 +56,7 @@ PROJECTION_LEGEND = (
     (ZERO, "nothing"),
 )
 SCORE_LEGEND = ((POSITIVE, "positive score"), (NEGATIVE, "negative score"), (ZERO, "zero"))
+CIRCUIT_LEGEND = ((POSITIVE, "in the circuit"),)
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,11 @@ def hidden_counts(
     return {None if is_whole else at: count for at, count in enumerate(counts) if count}
 
 
+def is_circuit(weights: Sequence[float]) -> bool:
+    """Whether scores say nothing but which edges are in a circuit."""
+    return len(weights) > 1 and all(weight == 1 for weight in weights)
+
+
 def score_edges(
     graph: Graph,
     scores: PruneScores,
@@ -158,16 +164,18 @@ def score_edges(
     activations."""
     checked = check_scores(graph, scores, "The prune scores")
     numbers, weights = _of(among, *numbers_above(graph, checked, threshold))
+    circuit = is_circuit(weights)
     drawn = []
     for place in strongest(weights, max_edges):
         edge, weight = graph.edge_at(numbers[place]), weights[place]
-        label = BREAK.join([escape_name(edge.name), f"score {mask_text(weight)}"])
+        says = "in the circuit" if circuit else f"score {mask_text(weight)}"
+        label = BREAK.join([escape_name(edge.name), says])
         drawn.append(
             DrawnEdge(
                 edge,
                 weight,
                 label,
-                edge_tag(edge) + mask_text(weight),
+                edge_tag(edge).strip() if circuit else edge_tag(edge) + mask_text(weight),
                 _sign_color(weight),
                 abs(weight),
             )

@@ -173,8 +173,8 @@ def _curve(
 
 
 def _with_areas(name: str, curve: Faithfulness) -> str:
-    """The curve's name in the legend, with its areas where it has them."""
-    if curve.patch != "complement" or len(curve.fractions) < 2:
+    """The curve's name in the legend, with its areas where they are those of all sizes."""
+    if curve.patch != "complement" or len(curve.fractions) < 2 or curve.fractions[-1] < 1:
         return escape(name)
     areas = f"CPR {curve.cpr:.2f}, CMD {curve.cmd:.2f}"
     return f"{escape(name)} ({areas})" if name else areas
@@ -192,7 +192,7 @@ def _layout(
     x_axis: dict[str, Any] = {
         **line,
         **ticks,
-        "title": _title(f"edges in the {what}, of {_all_edges(curves)}"),
+        "title": _title(f"edges chosen for the {what}, of {_all_edges(curves)}"),
         "tickformat": ".4~%",
     }
     if log:

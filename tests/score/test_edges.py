@@ -275,10 +275,10 @@ def test_a_run_that_stopped_goes_on(model: ct.PatchableModel, method: str, tmp_p
     counted.__module__, counted.__qualname__ = metric.__module__, metric.__qualname__
     found = ct.score_edges(model, PAIRS, counted, method=method, resume=file)
     assert_same(found, expected)
-    assert n_scored == (0 if method == "magnitude" else 2)
+    assert n_scored == (0 if method == "magnitude" else 2 + 1), "two batches, and one to compare"
     again = ct.score_edges(model, PAIRS, counted, method=method, resume=file)
     assert_same(again, expected)
-    assert n_scored == (0 if method == "magnitude" else 2), "a finished run is only read"
+    assert n_scored == (0 if method == "magnitude" else 3 + 1), "a finished run is only checked"
 
 
 OTHER_RUNS: dict[str, tuple[dict[str, Any], str]] = {
@@ -312,6 +312,25 @@ def test_another_run_is_not_resumed(case: str, tmp_path: Path) -> None:
     with pytest.raises(ct.InputError, match=message):
         ct.score_edges(model, data, measure, resume=file, **options)
     assert file.read_bytes() == before
+
+
+def test_another_function_of_the_same_name_is_not_resumed(
+    model: ct.PatchableModel, tmp_path: Path
+) -> None:
+    def tenfold(logits: Tensor, batch: Any) -> Tensor:
+        return 10 * metric(logits, batch)
+
+    tenfold.__module__, tenfold.__qualname__ = metric.__module__, metric.__qualname__
+    file = tmp_path / "run.safetensors"
+    ct.score_edges(model, PAIRS, metric, resume=file)
+    with pytest.raises(ct.InputError, match=r"^The metric of the first clean prompts is not what"):
+        ct.score_edges(model, PAIRS, tenfold, resume=file)
+
+
+def test_without_corrupt_prompts(model: ct.PatchableModel) -> None:
+    zero = {"ablation": ct.AblationType.ZERO}
+    expected = ct.score_edges(model, {"clean": PAIR[0]}, metric, **zero)
+    assert_same(ct.score_edges(model, (PAIR[0], None), metric, **zero), expected)
 
 
 KILLED = """

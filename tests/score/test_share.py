@@ -75,6 +75,18 @@ def one_fails_beforehand() -> None:
     ct.exact_scores(wrapped(TYPICAL[0]), data(), metric, edges="*->Resid End")
 
 
+def divided_elsewhere() -> None:
+    sampler = torch.utils.data.DistributedSampler(PAIRS, num_replicas=WORLD, rank=0)
+    loader = torch.utils.data.DataLoader(PAIRS, batch_size=None, sampler=sampler)
+    model = wrapped(TYPICAL[0])
+    scores = {name: torch.ones(module.shape) for name, module in model.graph.module_by_name.items()}
+    both = [
+        said(lambda: ct.faithfulness(model, loader, scores, metric)),
+        said(lambda: ct.acdc(model, loader, metric, threshold=1.0, better="lower")),
+    ]
+    raise RuntimeError(" | ".join(both))
+
+
 def said(run: Callable[[], None]) -> str:
     try:
         run()
@@ -100,6 +112,7 @@ def _process(rank: int, port: int, folder: Path) -> None:
         "another model": said(one_has_another_model),
         "fails beforehand": said(one_fails_beforehand),
         "divided twice": said(divided_twice),
+        "divided elsewhere": said(divided_elsewhere),
     }
     torch.save(found, folder / f"{rank}.pt")
     distributed.barrier()
@@ -143,6 +156,12 @@ def test_exact_scores_are_shared_too(folder: Path, rank: int) -> None:
     for key, score in expected.items():
         assert_close(found[key], score, rtol=1e-5, atol=1e-6)
     assert (folder / f"exact.{rank}-of-{WORLD}").exists()
+
+
+@ranks
+def test_what_is_not_shared_refuses_divided_data_too(folder: Path, rank: int) -> None:
+    message = found_by(folder, rank)["divided elsewhere"]
+    assert message.count("InputError: These batches are divided among 2 processes already") == 2
 
 
 @ranks

@@ -310,3 +310,14 @@ def test_of_equal_masks_the_largest_changes_are_kept() -> None:
 def test_an_infinite_width_is_a_hairline() -> None:
     trace = known_trace({EDGE: 1.0}, patched=(math.inf, 0.0, 0.0, 0.0, 0.0))
     assert the_edge(live_edges(trace, 0.01, 0, LiveStyle(width="delta"))).weight == 0.0
+
+
+def test_edges_of_a_circuit_have_no_number() -> None:
+    values = scores({EDGE: 1.0, "A0.1->A1.2.V": 1.0})
+    drawn = score_edges(graph(), values, 0.01)
+    assert sorted(one.short for one in drawn) == sorted(
+        "" if one.edge.dest.name.startswith("MLP") else one.edge.dest.name[-1] for one in drawn
+    )
+    assert {one.label.partition("<br>")[2] for one in drawn} == {"in the circuit"}
+    other = score_edges(graph(), scores({EDGE: 1.0, "A0.1->A1.2.V": 0.5}), 0.01)
+    assert all("score" in one.label for one in other)
