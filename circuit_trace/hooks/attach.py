@@ -47,6 +47,17 @@ def attach(point: Point, on_tensor: OnTensor, *, first: bool = False) -> Removab
     return point.module.register_forward_pre_hook(before, prepend=first, with_kwargs=True)
 
 
+def detach_all(handles: list[RemovableHandle]) -> None:
+    """Take hooks off again, all of them also where an interrupt (Ctrl-C) comes in between."""
+    try:
+        while handles:
+            handles[-1].remove()
+            handles.pop()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def unflattened(tensor: Tensor, shape: tuple[int, int]) -> Tensor:
     """The tensor as `[batch, seq, ...]`: some models flatten the two (OPT, before its MLP)."""
     if tensor.ndim == 2 and len(tensor) == shape[0] * shape[1]:

@@ -30,6 +30,9 @@ class LinearNorm:
     centred: Float[Tensor, "*position d_model"]
     scale: Float[Tensor, "*position 1"]
     relative: Float[Tensor, "*position"]
+    of_change: Float[Tensor, "*position"]
+    """The same, but measured by what the norm gave less its shift: where next to nothing comes in, the
+    shift alone comes out, and no scale can be told from it."""
     grows: bool
     """Whether the scale grows with the stream, as that of a norm does; otherwise it is a constant."""
 
@@ -46,7 +49,8 @@ class LinearNorm:
         signs = signs - signs.mean()
         probes = torch.stack([torch.zeros_like(signs), torch.ones_like(signs), signs, 2 * signs])
         shift, even, odd, double = norm((PROBE * probes)[None].to(stream.dtype))[0].to(wide)
-        near = partial(torch.allclose, rtol=1e-3, atol=1e-3 * float((odd - shift).abs().max()))
+        size = float((odd - shift).abs().max().nan_to_num())
+        near = partial(torch.allclose, rtol=1e-3, atol=1e-3 * size)
         is_centred = near(even, shift)
         gain = (odd - shift) / (signs / signs.square().mean().sqrt())
         centred = subtract_mean(stream.to(wide), is_centred)
@@ -56,7 +60,10 @@ class LinearNorm:
         scale = torch.where(scale > 0, scale, float("nan"))
         apart = (along / scale + shift - normed).norm(dim=-1)
         relative = apart / normed.norm(dim=-1).clamp_min(1e-30)
-        return cls(gain, is_centred, centred, scale, relative, near(odd, double))
+        # Rounding is as large as what comes out, shift and all.
+        rounding = torch.finfo(stream.dtype).eps * normed.norm(dim=-1)
+        of_change = (apart + rounding) / (normed - shift).norm(dim=-1).clamp_min(1e-30)
+        return cls(gain, is_centred, centred, scale, relative, of_change, near(odd, double))
 
 
 def subtract_mean(vectors: Tensor, is_centred: bool) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from circuit_trace.anatomy import Anatomy, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode
-from circuit_trace.hooks.attach import attach, unflattened
+from circuit_trace.hooks.attach import attach, detach_all, unflattened
 from circuit_trace.hooks.delta import Delta, Scratch, add_delta, replace_heads
 
 
@@ -56,8 +56,7 @@ def run_rows(
         handles.append(attach(anatomy.logits, partial(keep, "logits")))
         model(tokens)
     finally:
-        for handle in handles:
-            handle.remove()
+        detach_all(handles)
     if len(patched) < len(site.readers) or "logits" not in seen:
         raise InputError(
             f"The input of {dest.name!r} was to be patched, but that part of the model did not run. "

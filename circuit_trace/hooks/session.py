@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
-from circuit_trace.hooks.attach import OnTensor, attach, unflattened
+from circuit_trace.hooks.attach import OnTensor, attach, detach_all, unflattened
 from circuit_trace.hooks.delta import (
     Delta,
     PassDeltas,
@@ -115,9 +115,10 @@ class Session:
 
     def detach(self) -> None:
         """Take every hook off again."""
-        for handle in self._patch_handles + self._record_handles:
-            handle.remove()
-        self._patch_handles, self._record_handles = [], []
+        try:
+            detach_all(self._patch_handles)
+        finally:
+            detach_all(self._record_handles)
         self._pass = None
 
     def _plan_recorders(self) -> None:
@@ -143,9 +144,7 @@ class Session:
 
     def _attach_recorders(self) -> None:
         """Attach the recording hooks behind every hook that is on the model now."""
-        for handle in self._record_handles:
-            handle.remove()
-        self._record_handles = []
+        detach_all(self._record_handles)
         for point, callbacks in self._recorders.values():
             self._record_handles.append(attach(point, _each(callbacks)))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from circuit_trace.anatomy import Anatomy, DestSite, Point
 from circuit_trace.errors import AnatomyError, CircuitTraceError
 from circuit_trace.graph import build_graph
-from circuit_trace.hooks.attach import attach, unflattened
+from circuit_trace.hooks.attach import attach, detach_all, unflattened
 from circuit_trace.hooks.record import PassRecord
 from circuit_trace.hooks.session import Session
 from circuit_trace.plan import Plan, SourceOutputs
@@ -199,9 +199,10 @@ def _run(model: nn.Module, anatomy: Anatomy, example: Tensor) -> _Seen:
             handles.append(attach(point, keep))
         output = _pass(model, anatomy, example)
     finally:
-        session.detach()
-        for handle in handles:
-            handle.remove()
+        try:
+            session.detach()
+        finally:
+            detach_all(handles)
     if session.record is None:
         silent = [dest.names[0] for dest in anatomy.dests if id(dest.stream) not in tensors]
         what = f"nothing passed where {silent[0]} reads it" if silent else "its end came too early"

@@ -25,6 +25,7 @@ from circuit_trace.plan import (
 from circuit_trace.score.exact import BAR_DELAY, ROWS, check_rows
 from circuit_trace.score.groups import EdgeGroup, changes, edge_groups, metrics_of_rows
 from circuit_trace.score.metrics import Metric, read_metric
+from circuit_trace.score.options import check_model
 from circuit_trace.score.prompts import read_batches
 from circuit_trace.score.reach import leads_on
 from circuit_trace.score.runs import PairRun, check_patched, run_pairs
@@ -82,7 +83,8 @@ def acdc(
     Destinations are visited from the end of the stream backwards, and the edges into each from the
     last source to the first. An edge stays patched if the metric gets worse by less than `threshold`
     against the circuit as it is then. Edges into a node whose own edges are all gone are patched
-    without a pass, since nothing feels them. What the edges into one destination would do one after
+    without a pass, since nothing feels them (but where heads share a norm before the stream, as in
+    Gemma 2 and OLMo 2). What the edges into one destination would do one after
     the other runs as rows of one batch, as long as each goes: the result is that of a pass per edge.
 
     >>> import circuit_trace as ct
@@ -107,6 +109,7 @@ def acdc(
     Raises:
         InputError: Data, metric or options do not fit, or the metric is not finite on the way.
     """
+    check_model(model)
     check_patched(model, ablation, patched)
     if (
         isinstance(threshold, bool)
@@ -173,9 +176,12 @@ class _Search:
 
     def _felt(self, group: EdgeGroup) -> EdgeGroup:
         """Those of the edges that the end of the stream can feel, the last first."""
-        alive = leads_on(self.model.graph, self.kept)[group.dest.module_name][:, group.dest.slot]
-        positions = torch.zeros_like(group.numbers) if group.positions is None else group.positions
-        felt = group[alive[positions].nonzero()[:, 0]]
+        felt = group
+        # Through the scale of a norm that they share, others feel a head whose own edges are gone.
+        if all(site.norm is None for site in self.model.anatomy.sources):
+            alive = leads_on(self.model.graph, self.kept)[group.dest.module_name]
+            at = torch.zeros_like(group.numbers) if group.positions is None else group.positions
+            felt = group[alive[:, group.dest.slot][at].nonzero()[:, 0]]
         return felt[torch.arange(len(felt) - 1, -1, -1)]
 
     def _n_spared(self, values: Float[Tensor, " edge"]) -> int:

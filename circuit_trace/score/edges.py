@@ -30,7 +30,7 @@ from circuit_trace.score.options import (
     same_every_time,
 )
 from circuit_trace.score.prompts import PromptPairs, read_batches
-from circuit_trace.score.runs import check_patched
+from circuit_trace.score.runs import check_patched, dtype_of_scores
 from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
 from circuit_trace.trace import About
@@ -140,14 +140,13 @@ def score_edges(
         file = Unfinished(share.file(resume), settings)
         state = _add_up(task, method, data, share, file, file.load(_start(model)), bar)
     sums = share.total(torch.cat([state.tensors["sums"], state.tensors["prompts"]]))
-    dtype = torch.promote_types(_dtype_of(model), torch.float32)
-    return unflat_scores(model.graph, (sums[:-1] / sums[-1]).to(dtype))
+    return unflat_scores(model.graph, (sums[:-1] / sums[-1]).to(dtype_of_scores(model)))
 
 
 def _start(model: PatchableModel) -> State:
     sums = torch.zeros(model.n_edges, dtype=torch.float64)
     prompts = torch.zeros(1, dtype=torch.float64)
-    first = torch.zeros(1, dtype=torch.float64)
+    first = torch.zeros(2, dtype=torch.float64)
     seen = torch.zeros(8, dtype=torch.uint8)
     return State({"sums": sums, "prompts": prompts, "seen": seen, "first": first}, 0, 0)
 
@@ -172,7 +171,7 @@ def _add_up(
             for number, batch in enumerate(map(_outside_inference, batches)):
                 seen = _seen(seen, batch) if marks else seen
                 if number == 0 and file.keeps and method != "magnitude":
-                    first = _metric_of(task, batch)
+                    first = _told_apart(task, batch)
                 if number < done:
                     _check_same(number, done, seen, first, state)
                 else:
@@ -258,11 +257,16 @@ def _check_same(number: int, done: int, seen: Tensor, first: Tensor, state: Stat
         )
 
 
-def _metric_of(task: Task, batch: PromptPairs) -> Tensor:
-    """The mean metric of the clean prompts, which tells a function from another of the same name."""
-    with torch.no_grad():
-        logits = logits_of(task.model.wrapped_model(batch.clean, **task.forward(batch)))
-        return task.metric(logits, batch, logits).double().mean().cpu()[None]
+def _told_apart(task: Task, batch: PromptPairs) -> Tensor:
+    """The mean metric of the clean prompts and the spread of their logits, which tell a function and
+    a forward pass from others of the same name."""
+    try:
+        with torch.no_grad():
+            logits = logits_of(task.model.wrapped_model(batch.clean, **task.forward(batch)))
+            value = task.metric(logits, batch, logits).double().mean()
+    except InputError as error:
+        raise InputError(f"Batch 0: {error}") from error
+    return torch.stack([value, logits.double().std()]).cpu()
 
 
 def _settings(task: Task, metric: Any, method: str, share: Share) -> dict[str, Any]:
@@ -280,8 +284,3 @@ def _settings(task: Task, metric: Any, method: str, share: Share) -> dict[str, A
         "ablation": task.ablation.name if task.patched is None else f"patched= {digest(outputs)}",
         "number of processes": share.world,
     }
-
-
-def _dtype_of(model: PatchableModel) -> torch.dtype:
-    kinds = [p.dtype for p in model.wrapped_model.parameters() if p.is_floating_point()]
-    return kinds[0] if kinds else torch.float32

@@ -22,8 +22,9 @@ from circuit_trace.score.groups import (
     metrics_of_rows,
 )
 from circuit_trace.score.metrics import Metric, PerPrompt, read_metric
+from circuit_trace.score.options import check_model
 from circuit_trace.score.prompts import PromptPairs, read_batches
-from circuit_trace.score.runs import PairRun, check_patched, run_pairs
+from circuit_trace.score.runs import PairRun, check_patched, dtype_of_scores, run_pairs
 from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
 from circuit_trace.trace import About
@@ -81,6 +82,7 @@ def exact_scores(
             from is of another run.
         FormatError: The file to resume from cannot be read.
     """
+    check_model(model)
     check_patched(model, ablation, patched)
     rows = check_rows(rows)
     measure = read_metric(metric)
@@ -97,7 +99,7 @@ def exact_scores(
             model, batches, numbers, measure, (ablation, patched), rows, file, share, bar
         )
     sums = share.total(sums)
-    return unflat_scores(model.graph, (sums / sum(map(len, batches))).float())
+    return unflat_scores(model.graph, (sums / sum(map(len, batches))).to(dtype_of_scores(model)))
 
 
 def _add_up(

@@ -26,6 +26,7 @@ from circuit_trace.score.circuit import (
 )
 from circuit_trace.score.exact import BAR_DELAY
 from circuit_trace.score.metrics import Metric, read_metric
+from circuit_trace.score.options import check_model
 from circuit_trace.score.prompts import read_batches
 from circuit_trace.score.runs import PairRun, check_patched, run_pairs
 from circuit_trace.score.share import Share
@@ -214,6 +215,7 @@ def faithfulness(
         InputError: Data, metric, sizes or options do not fit, or no prompt's metric changes when
             every edge is patched.
     """
+    check_model(model)
     check_patched(model, ablation, patched)
     check_method(circuit)
     if patch not in get_args(Patch):
@@ -236,18 +238,17 @@ def faithfulness(
         for run in runs:
             corrupt = _metric(run, torch.ones(graph.n_edges, dtype=torch.bool))
             progress.update()
-            if not found and torch.allclose(corrupt, run.clean, rtol=ROUNDING, atol=ROUNDING):
-                raise InputError(
-                    "The metric of every prompt is the same with no edge patched and with every edge "
-                    "patched: are clean and corrupt prompts the same, or does the metric look "
-                    "elsewhere?"
-                )
             values = []
             for chosen in circuits:
                 values.append(_metric(run, chosen if patch == "circuit" else ~chosen))
                 progress.update()
             found.append((torch.stack(values), run.clean, corrupt))
     values, clean, corrupt = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
+    if torch.allclose(corrupt, clean, rtol=ROUNDING, atol=ROUNDING):
+        raise InputError(
+            "The metric of every prompt is the same with no edge patched and with every edge patched: "
+            "are clean and corrupt prompts the same, or does the metric look elsewhere?"
+        )
     n_edges = tuple(int(one.sum()) for one in circuits)
     name = name_of(metric).rpartition(".")[2]
     return Faithfulness(

@@ -6,7 +6,7 @@ for at the readers alone (`torch.autograd.grad`), and the hooks are gone before 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
-from circuit_trace.hooks.attach import attach, unflattened
+from circuit_trace.hooks.attach import attach, detach_all, unflattened
 from circuit_trace.plan import SiteOutput
 from circuit_trace.score.metrics import PerPrompt
 from circuit_trace.score.prompts import PromptPairs
@@ -77,6 +77,7 @@ def gradients(
     total = summed(metric(logits, batch, clean_logits))
     edges = [tap.edge for tap in taps.read.values()]
     found = torch.autograd.grad(total, edges, allow_unused=True)
+    check_any(found)
     outputs = tuple(session.record.outputs)
     batch_and_seq = outputs[0].code.shape[0], outputs[0].code.shape[1]
     at_readers = {
@@ -123,6 +124,19 @@ def summed(values: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
     return values.sum()
 
 
+def check_any(gradients: Sequence[Tensor | None]) -> None:
+    """Check that a metric depends on the model's pass at all.
+
+    Raises:
+        InputError: It depends on none of what gradients were asked for.
+    """
+    if all(gradient is None for gradient in gradients):
+        raise InputError(
+            "The metric has no gradient: it does not depend on what the model computed from these "
+            "prompts."
+        )
+
+
 class _Tap(NamedTuple):
     """Where in the graph of gradients a reader's tensor is, and its shape."""
 
@@ -155,8 +169,7 @@ class _Taps:
                 self._handles.append(attach(dest.stream, partial(self._pass, dest)))
 
     def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        detach_all(self._handles)
 
     def _start(self, tensor: Tensor) -> Tensor:
         self._shape = (tensor.shape[0], tensor.shape[1])
@@ -167,11 +180,12 @@ class _Taps:
         self.streams[dest] = unflattened(tensor.detach(), self._shape)
 
     def _tap(self, reader: Reader, tensor: Tensor) -> Tensor:
-        copy = tensor.clone()
+        # A hook may have put something in the stream's place that has no history.
+        copy = (tensor if tensor.requires_grad else tensor.detach().requires_grad_()).clone()
         # Not the copy itself: a hook behind this one may write into it.
         self.read[reader] = _Tap(get_gradient_edge(copy), copy.shape)
         if reader.norm is not None:
-            # Autograd keeps the copy too, so this takes no memory.
+            # Where attention's own gradient needs the copy, this takes no memory.
             self._copies[reader] = copy.detach(), copy._version
         return copy
 

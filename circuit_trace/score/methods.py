@@ -20,13 +20,19 @@ from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
 from circuit_trace.plan import (
     AblationType,
-    SiteOutput,
     SourceOutputs,
     make_plan,
     score_shape,
 )
 from circuit_trace.score.differences import Differences
-from circuit_trace.score.gradients import Change, Gradients, gradients, logits_of, summed
+from circuit_trace.score.gradients import (
+    Change,
+    Gradients,
+    check_any,
+    gradients,
+    logits_of,
+    summed,
+)
 from circuit_trace.score.metrics import PerPrompt
 from circuit_trace.score.prompts import PromptPairs
 from circuit_trace.score.pull_back import PullBack
@@ -78,10 +84,9 @@ Method = Callable[[Task, PromptPairs], Float[Tensor, "pos edge"]]
 
 @dataclass(frozen=True, eq=False)
 class _Clean:
-    """The clean run of a batch: its logits, its sources, and where they differ from the patched ones."""
+    """The clean run of a batch: its logits, and where its sources differ from the patched ones."""
 
     logits: Tensor
-    outputs: tuple[SiteOutput, ...]
     differences: Differences
 
 
@@ -92,9 +97,12 @@ def _clean(task: Task, batch: PromptPairs, run: Gradients | None = None) -> _Cle
         outputs, logits = run.outputs, run.logits
     else:
         record = task.model._record(batch.clean, task.forward(batch))
-        assert record.logits is not None
         outputs, logits = tuple(record.outputs), record.logits
-    return _Clean(logits, outputs, Differences(task.model.graph, outputs, patched))
+    if logits is None:
+        raise InputError(
+            "The model returned no logits. Leave options such as return_type out of forward=."
+        )
+    return _Clean(logits, Differences(task.model.graph, outputs, patched))
 
 
 def _on_path(task: Task, batch: PromptPairs, path: tuple[float, ...]) -> Tensor:
@@ -197,9 +205,14 @@ def _mask_gradient(task: Task, batch: PromptPairs) -> Tensor:
     finally:
         session.detach()
     total = summed(task.metric(logits, batch, clean_logits))
-    found = torch.autograd.grad(total, list(masks.values()))
+    found = torch.autograd.grad(total, list(masks.values()), allow_unused=True)
+    check_any(found)
     lead = model.seq_len or 1
-    return torch.cat([gradient.reshape(lead, -1) for gradient in found], dim=1)
+    filled = (
+        torch.zeros_like(mask) if gradient is None else gradient
+        for mask, gradient in zip(masks.values(), found, strict=True)
+    )
+    return torch.cat([gradient.reshape(lead, -1) for gradient in filled], dim=1)
 
 
 def _magnitude(task: Task, batch: PromptPairs) -> Tensor:

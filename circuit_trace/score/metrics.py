@@ -74,6 +74,10 @@ class _Own:
         return value.reshape(-1).expand(len(batch))
 
 
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def _answers(batch: PromptPairs, name: str) -> Tensor:
     found = getattr(batch, name)
     if found is None:
@@ -84,28 +88,28 @@ def _answers(batch: PromptPairs, name: str) -> Tensor:
 
 
 def _logit_difference(logits: Tensor, batch: PromptPairs, _clean: Tensor | None) -> Tensor:
-    last = logits[:, -1].float()
+    last = _wide(logits[:, -1])
     right = last.gather(1, _answers(batch, "answers").to(last.device)).mean(1)
     return right - last.gather(1, _answers(batch, "wrong_answers").to(last.device)).mean(1)
 
 
 def _answer_log_probability(logits: Tensor, batch: PromptPairs, _clean: Tensor | None) -> Tensor:
-    last = logits[:, -1].float().log_softmax(-1)
+    last = _wide(logits[:, -1]).log_softmax(-1)
     return last.gather(1, _answers(batch, "answers").to(last.device)).mean(1)
 
 
 def _kl(logits: Tensor, batch: PromptPairs, clean_logits: Tensor | None) -> Tensor:
     own = logits if clean_logits is None else clean_logits
-    before = own[:, -1].detach().float().log_softmax(-1)
-    after = logits[:, -1].float().log_softmax(-1)
+    before = _wide(own[:, -1].detach()).log_softmax(-1)
+    after = _wide(logits[:, -1]).log_softmax(-1)
     return torch.nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
 
 
 def _loss(logits: Tensor, batch: PromptPairs, _clean: Tensor | None) -> Tensor:
     if batch.clean.shape[1] < 2:
         raise InputError("The loss needs prompts of two tokens or more.")
-    guesses = logits[:, :-1].float().transpose(1, 2)
-    targets = batch.clean[:, 1:].to(logits.device)
+    guesses = _wide(logits[:, :-1]).transpose(1, 2)
+    targets = batch.clean[:, 1:].to(logits.device, torch.long)
     return torch.nn.functional.cross_entropy(guesses, targets, reduction="none").mean(1)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -60,7 +60,7 @@ def read_mask_value(value: Any) -> float:
     Raises:
         InputError: It is no finite number.
     """
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not abs(value) < float("inf"):
         raise InputError(
             f"mask_value must be a finite number (0 = current, 1 = patched); got {value!r}."
         )
@@ -76,11 +76,20 @@ def read_forward(given: Any) -> Callable[[PromptPairs], Mapping[str, Any]]:
     if given is None or isinstance(given, Mapping):
         return lambda batch: given or {}
     if callable(given):
-        return cast(Callable[[PromptPairs], Mapping[str, Any]], given)
+        return partial(_made_for, given)
     raise InputError(
         "forward must map names of the model's forward arguments to values, or be a function of the "
         f'batch that returns such a mapping, as {{"attention_mask": mask}}; got {given!r}.'
     )
+
+
+def _made_for(make: Callable[[PromptPairs], Any], batch: PromptPairs) -> Mapping[str, Any]:
+    made = make(batch)
+    if not isinstance(made, Mapping):
+        raise InputError(
+            f"The function given as forward= must return a mapping of arguments; got {made!r}."
+        )
+    return made
 
 
 def check_exact(forward: Any) -> None:

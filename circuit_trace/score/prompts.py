@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FIELDS = ("clean", "corrupt", "answers", "wrong_answers")
 """What a batch may hold, in this order where it is a tuple."""
 
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""The kinds of numbers that may be a token's id."""
+
 
 @dataclass(frozen=True, eq=False)
 class PromptPairs:
@@ -121,12 +124,12 @@ def _answers(
         given = [given] * clean.shape[0]
     if isinstance(given, Sequence):
         given = _rows(model, given, name)
-    if not isinstance(given, Tensor) or given.is_floating_point() or given.ndim > 2:
+    if not isinstance(given, Tensor) or given.dtype not in WHOLE or given.ndim > 2:
         raise InputError(
             f"{name} must be token ids [batch] or [batch, n], or single tokens as text; got {given!r}."
         )
-    ids = given.to(clean.device).reshape(given.shape[0] if given.ndim else 1, -1)
-    if ids.shape[0] not in (1, clean.shape[0]) or ids.shape[1] == 0:
+    ids = given.to(clean.device, torch.long).view(given.shape[0] if given.ndim else 1, -1)
+    if ids.shape[0] not in (1, clean.shape[0]) or ids.numel() == 0:
         raise InputError(
             f"{name} must have a row for each of the {clean.shape[0]} prompts; got the shape "
             f"{tuple(given.shape)}."

@@ -115,7 +115,7 @@ class PullBack:
             assert reader.norm is not None
             stream = run.streams[dest]
             norm = LinearNorm.of(reader.norm, stream)
-            is_right = norm.grows and bool(norm.relative.max() <= tolerance_of(stream.dtype))
+            is_right = norm.grows and bool(norm.of_change.max() <= tolerance_of(stream.dtype))
             norms[key] = norm if is_right else None
             if is_right:
                 self._streams[key].append(norm.centred)

@@ -150,6 +150,12 @@ def check_patched(model: PatchableModel, ablation: Any, patched: Any) -> None:
         )
 
 
+def dtype_of_scores(model: PatchableModel) -> torch.dtype:
+    """That of the model's weights, in float32 or wider."""
+    kinds = (p.dtype for p in model.wrapped_model.parameters() if p.is_floating_point())
+    return torch.promote_types(next(kinds, torch.float32), torch.float32)
+
+
 def masked_logits(
     model: PatchableModel, tokens: Tensor, patched: SourceOutputs, masks: PruneScores
 ) -> Tensor:

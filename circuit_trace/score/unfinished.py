@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -56,7 +57,7 @@ class Unfinished:
             FormatError: The file is none of these.
             InputError: It is of another model or of other settings.
         """
-        if self._path is None or not self._path.exists():
+        if self._path is None or not os.path.exists(self._path):
             return start
         if self._path.is_dir():
             raise InputError(
@@ -68,13 +69,18 @@ class Unfinished:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             found = json.loads(about.get("settings", "null"))
             batch, step = int(about.get("batch", 0)), int(about.get("step", 0))
-        except (OSError, SafetensorError, ValueError) as error:
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
             raise FormatError(
                 f"Cannot read {str(self._path)!r} to resume from: {error}."
             ) from error
         if about.get("kind") != KIND or not isinstance(found, dict) or min(batch, step) < 0:
             raise FormatError(
                 f"{str(self._path)!r} is no file that such a run has left; name another one to resume."
+            )
+        if about.get("digest") != digest(tensors[name] for name in sorted(tensors)):
+            raise FormatError(
+                f"{str(self._path)!r} is damaged: its numbers are not those that were written. Delete "
+                "it and begin anew."
             )
         for name in {**self.settings, **found}:
             mine, theirs = self.settings.get(name), found.get(name)
@@ -101,12 +107,13 @@ class Unfinished:
             "settings": json.dumps(self.settings),
             "batch": str(state.batch),
             "step": str(state.step),
+            "digest": digest(state.tensors[name] for name in sorted(state.tensors)),
         }
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._path) as path:
                 save_file({k: v.contiguous() for k, v in state.tensors.items()}, path, about)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise InputError(
                 f"Cannot write {str(self._path)!r} to resume from: {error}."
             ) from error

@@ -13,7 +13,8 @@ from circuit_trace.plan import flat_scores
 from tests.families.models import tokens
 from tests.models import CASES, TYPICAL, wrapped
 
-MODELS = [*TYPICAL, *(name for name in ("hooked grouped", "hooked parallel") if name in CASES)]
+OTHERS = ("hooked grouped", "hooked parallel", "hooked norms after alone", "hooked norms after too")
+MODELS = [*TYPICAL, *(name for name in OTHERS if name in CASES)]
 SEQ = 4
 ONE, OTHER = tokens(1, seq=SEQ), tokens(2, seq=SEQ)
 RIGHT, WRONG = torch.tensor([1, 2]), torch.tensor([3, 4])

@@ -189,6 +189,27 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"forward": {"return_type": None}},
         r"^Batch 0: A metric needs the model's logits",
     ),
+    "no gradient": (
+        {"metric": lambda logits, batch: torch.ones(2, requires_grad=True).sum()},
+        r"^Batch 0: The metric has no gradient: it does not depend on what the model computed",
+    ),
+    "no gradient 2": (
+        {
+            "metric": lambda logits, batch: torch.ones(2, requires_grad=True).sum(),
+            "method": "mask-gradient",
+        },
+        r"^Batch 0: The metric has no gradient: it does not depend",
+    ),
+    "forward 2": ({"forward": lambda batch: None}, r"^Batch 0: The function given as forward="),
+    "boolean answers": (
+        {"data": (*PAIR, torch.tensor([True, False])), "metric": "answer_logprob"},
+        r"^Batch 0: answers must be token ids",
+    ),
+    "no answers": (
+        {"data": (*PAIR, torch.zeros(0, dtype=torch.long)), "metric": "answer_logprob"},
+        r"^Batch 0: answers must have a row for each of the 2 prompts",
+    ),
+    "huge mask": ({"mask_value": 10**400}, r"^mask_value must be a finite number"),
     "resume": ({"resume": 3}, r"^resume must be the path of a file, or None; got 3\."),
 }
 
@@ -325,6 +346,41 @@ def test_another_function_of_the_same_name_is_not_resumed(
     ct.score_edges(model, PAIRS, metric, resume=file)
     with pytest.raises(ct.InputError, match=r"^The metric of the first clean prompts is not what"):
         ct.score_edges(model, PAIRS, tenfold, resume=file)
+
+
+def test_a_damaged_file_is_not_resumed(model: ct.PatchableModel, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    ct.score_edges(model, PAIRS, metric, resume=file)
+    whole = bytearray(file.read_bytes())
+    for place in range(len(whole) - 8, len(whole) - 40, -3):
+        damaged = whole.copy()
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(ct.FormatError, match="is damaged: its numbers are not those"):
+            ct.score_edges(model, PAIRS, metric, resume=file)
+
+
+def test_another_forward_pass_is_not_resumed(model: ct.PatchableModel, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    ct.score_edges(model, PAIRS, "kl", method="eap-ig", resume=file)
+    mask = torch.ones_like(PAIR[0])
+    mask[:, 0] = 0
+    with pytest.raises(ct.InputError, match=r"^The metric of the first clean prompts is not what"):
+        ct.score_edges(
+            model,
+            PAIRS,
+            "kl",
+            method="eap-ig",
+            resume=file,
+            forward={"attention_mask": mask},
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_answers_of_any_whole_number(model: ct.PatchableModel, dtype: torch.dtype) -> None:
+    right, wrong = torch.tensor([1, 2]), torch.tensor([3, 4])
+    expected = ct.score_edges(model, (*PAIR, right, wrong))
+    assert_same(ct.score_edges(model, (*PAIR, right.to(dtype), wrong.to(dtype))), expected)
 
 
 def test_without_corrupt_prompts(model: ct.PatchableModel) -> None:

@@ -90,6 +90,25 @@ def test_the_known_circuit_of_the_bundled_model_comes_first() -> None:
     assert len(names) >= 2
 
 
+def test_in_double_precision() -> None:
+    model = ct.wrap(CASES[TYPICAL[0]].build().double())
+    data = (ONE, OTHER, RIGHT, WRONG)
+    found = ct.exact_scores(model, data, "logit_diff", edges="*->Resid End")
+    own = ct.exact_scores(
+        model, data, lambda logits, batch: difference(logits), edges="*->Resid End"
+    )
+    for key, score in found.items():
+        assert score.dtype == torch.float64
+        torch.testing.assert_close(score, own[key], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("call", [ct.exact_scores, ct.acdc, ct.faithfulness])
+def test_a_model_that_is_not_wrapped(call: Any) -> None:
+    options = {ct.acdc: {"threshold": 1.0}, ct.faithfulness: {"scores": {}}}.get(call, {})
+    with pytest.raises(ct.InputError, match=r"^Expected a wrapped model, ct\.wrap\(model\)"):
+        call(CASES[TYPICAL[0]].build(), (ONE, OTHER, RIGHT, WRONG), **options)
+
+
 @pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize(
     ("options", "error", "message"),

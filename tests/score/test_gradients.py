@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils.hooks import RemovableHandle
 
 import circuit_trace as ct
 from circuit_trace.score import differences, methods, pull_back
 from circuit_trace.score.gradients import gradients
 from circuit_trace.score.metrics import read_metric
 from circuit_trace.score.prompts import PromptPairs
-from tests.footprint import footprint
+from tests.footprint import footprint, hooks_of
 from tests.models import CASES, TWO, TYPICAL, tokens, wrapped
 
 SEQ = 6
@@ -192,6 +193,54 @@ def test_the_gradient_at_the_end_is_that_of_what_follows() -> None:
     value = metric(unembed.norm(end) @ unembed.weight(), None).sum()
     expected = torch.autograd.grad(value, end)[0]
     assert_close(found[0].transpose(0, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-12])
+def test_a_norm_that_next_to_nothing_comes_into(size: float) -> None:
+    """Its bias alone comes out, and the masks' gradient knows what it does to what is added."""
+    bare = CASES["hooked LN"].build() if "hooked LN" in CASES else CASES["bridge GPT-2"].build()
+    with torch.no_grad():
+        bare.pos_embed.W_pos.zero_()
+        bare.embed.W_E[CLEAN[0, 2]] = size
+    for seq_len in (None, SEQ):
+        model = ct.wrap(bare, seq_len=seq_len)
+        expected = scores(model, method="mask-gradient")
+        largest = max(float(score.abs().max()) for score in expected.values())
+        for key, score in scores(model).items():
+            assert_close(score, expected[key], rtol=1e-3, atol=1e-4 * largest)
+
+
+@pytest.mark.parametrize("method", ["eap", "mask-gradient"])
+@pytest.mark.parametrize("place", ["attn.hook_z", "hook_resid_pre", "attn.hook_q"])
+def test_hooks_that_cut_the_gradient(model: ct.PatchableModel, method: str, place: str) -> None:
+    handle = model.wrapped_model.hook_dict[f"blocks.1.{place}"].register_forward_hook(
+        lambda module, args, output: torch.zeros_like(output)
+    )
+    found = scores(model, method=method)
+    handle.remove()
+    assert sum(float(score.abs().sum()) for score in found.values()) > 0
+    assert all(score.isfinite().all() for score in found.values())
+
+
+@pytest.mark.parametrize("method", ["eap", "mask-gradient", "exact"])
+def test_an_interrupt_while_hooks_are_taken_off_leaves_none(
+    model: ct.PatchableModel, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, remove = hooks_of(model.wrapped_model), RemovableHandle.remove
+    for when in (1, 2, 5, 13, 30):
+        calls = []
+
+        def interrupted(self: RemovableHandle, calls: list = calls, when: int = when) -> None:
+            calls.append(self)
+            if len(calls) == when:
+                raise KeyboardInterrupt
+            remove(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RemovableHandle, "remove", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                scores(model, method=method)
+        assert hooks_of(model.wrapped_model) == before
 
 
 def test_a_metric_blind_to_the_model_has_no_gradient() -> None:
