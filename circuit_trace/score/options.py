@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -60,7 +61,7 @@ def read_mask_value(value: Any) -> float:
     Raises:
         InputError: It is no finite number.
     """
-    if not isinstance(value, int | float) or not abs(value) < float("inf"):
+    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise InputError(
             f"mask_value must be a finite number (0 = current, 1 = patched); got {value!r}."
         )

@@ -128,12 +128,13 @@ def _answers(
         raise InputError(
             f"{name} must be token ids [batch] or [batch, n], or single tokens as text; got {given!r}."
         )
-    ids = given.to(clean.device, torch.long).view(given.shape[0] if given.ndim else 1, -1)
-    if ids.shape[0] not in (1, clean.shape[0]) or ids.numel() == 0:
+    n_rows = given.shape[0] if given.ndim else 1
+    if n_rows not in (1, clean.shape[0]) or given.numel() == 0:
         raise InputError(
             f"{name} must have a row for each of the {clean.shape[0]} prompts; got the shape "
             f"{tuple(given.shape)}."
         )
+    ids = given.to(clean.device, torch.long).view(n_rows, -1)
     d_vocab = getattr(model.cfg, "d_vocab", None) or float("inf")
     if int(ids.min()) < 0 or int(ids.max()) >= d_vocab:
         raise InputError(
