@@ -55,6 +55,8 @@ def circuit(
             EAP-IG does (Hanna et al. 2024). Of equal scores the first in the graph's order is taken.
         prune: Leave out edges that are on no path from the start of the stream to its end; the
             circuit may then have fewer edges than were asked for; if none is left, a warning says so.
+            What is left out has no effect, but where heads share a norm before the stream (Gemma 2, OLMo
+            2): there it still moves that norm's scale.
 
     Raises:
         InputError: Not exactly one size is given, it is out of range, or another option is wrong.
