@@ -168,8 +168,7 @@ def score_edges(
     drawn = []
     for place in strongest(weights, max_edges):
         edge, weight = graph.edge_at(numbers[place]), weights[place]
-        says = "in the circuit" if circuit else f"score {mask_text(weight)}"
-        label = BREAK.join([escape_name(edge.name), says])
+        label = BREAK.join([escape_name(edge.name), f"score {mask_text(weight)}"])
         drawn.append(
             DrawnEdge(
                 edge,

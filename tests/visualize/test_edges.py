@@ -318,6 +318,6 @@ def test_edges_of_a_circuit_have_no_number() -> None:
     assert sorted(one.short for one in drawn) == sorted(
         "" if one.edge.dest.name.startswith("MLP") else one.edge.dest.name[-1] for one in drawn
     )
-    assert {one.label.partition("<br>")[2] for one in drawn} == {"in the circuit"}
+    assert {one.label.partition("<br>")[2] for one in drawn} == {"score 1.00"}, "on hovering"
     other = score_edges(graph(), scores({EDGE: 1.0, "A0.1->A1.2.V": 0.5}), 0.01)
-    assert all("score" in one.label for one in other)
+    assert sorted(one.short for one in other) == ["Q 1.00", "V 0.50"]
