@@ -91,7 +91,7 @@ def test_the_known_circuit_of_the_bundled_model_comes_first() -> None:
 
 
 def test_in_double_precision() -> None:
-    model = ct.wrap(CASES[TYPICAL[0]].build().double())
+    model = ct.wrap(CASES[TYPICAL[0]].build().to(torch.float64))
     data = (ONE, OTHER, RIGHT, WRONG)
     found = ct.exact_scores(model, data, "logit_diff", edges="*->Resid End")
     own = ct.exact_scores(
