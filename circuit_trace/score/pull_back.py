@@ -53,7 +53,7 @@ class PullBack:
         self._dests = dests
         self._gradients: dict[Reader, Float[Tensor, "batch seq head width"]] = {}
         self._norms: dict[Reader, LinearNorm] = {}
-        self._weights: dict[Reader, Float[Tensor, "head width d_model"]] = {}
+        self._weights: dict[Reader, Float[Tensor, "head width d_model"] | None] = {}
         self._streams: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self._along: dict[Reader, list[Float[Tensor, "batch seq head"]]] = defaultdict(list)
         self._others: dict[Reader, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -163,10 +163,11 @@ class PullBack:
         self, reader: Reader, norm: LinearNorm
     ) -> Float[Tensor, "head width d_model"] | None:
         """The norm's gain and the weights in one, for all positions."""
-        weight = reader.weight()
-        if weight is not None and reader not in self._weights:
-            self._weights[reader] = weight.mT.to(norm.gain) * norm.gain
-        return self._weights.get(reader)
+        if reader not in self._weights:  # some models make their weights anew each time
+            weight = reader.weight()
+            folded = None if weight is None else weight.mT.to(norm.gain) * norm.gain
+            self._weights[reader] = folded
+        return self._weights[reader]
 
 
 def _along(
