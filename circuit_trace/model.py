@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,7 +38,9 @@ from circuit_trace.plan import (
     make_plan,
     mean_outputs,
 )
+from circuit_trace.score.measure import Measure
 from circuit_trace.trace import About, Trace
+from circuit_trace.trace.outcome import Patch
 
 OutputSlice = Literal["last_seq", "not_first_seq"]
 """Which positions of the logits a task looks at."""
@@ -275,6 +277,7 @@ class PatchableModel:
         *,
         nodes: NodesArg | None = None,
         heads: HeadsArg | None = None,
+        clean: SourceOutputs | None = None,
     ) -> Patching:
         """Patch edges in every forward pass of the model while the context is open, and record it.
 
@@ -288,7 +291,7 @@ class PatchableModel:
         >>> with model.patch(model.source_outputs(CORRUPT), edges={"A1.0->Resid End": 0.5}):
         ...     logits = model(CLEAN)
         >>> model.last_trace
-        <Trace: batch 1, seq 15, 11 sources, 1 edges patched>
+        <Trace: batch 1, seq 15, 11 sources, 1 edge patched>
 
         Args:
             patched: What to patch in, from `source_outputs`.
@@ -300,11 +303,13 @@ class PatchableModel:
                 too takes its mask from there.
             heads: Heads whose attention is recorded for `Trace.head`: names, or patterns such as
                 `A5.*` and `*`. Contexts inside one another record the heads of all of them.
+            clean: What the sources write where nothing is patched, `source_outputs` of the prompt that
+                is run: then the record compares clean with received.
 
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
         """
-        return Patching(self, make_plan(self.graph, patched, edges, masks, nodes, heads))
+        return Patching(self, make_plan(self.graph, patched, edges, masks, nodes, heads, clean))
 
     def _enter(self, plan: Plan) -> None:
         self._check_alone()
@@ -350,11 +355,17 @@ class PatchableModel:
         nodes: NodesArg | None = None,
         heads: HeadsArg | None = None,
         forward: Mapping[str, Any] | None = None,
+        clean: bool = True,
+        answers: Any = None,
+        metric: Any = None,
+        patch: Patch = "circuit",
+        complement: bool = False,
     ) -> Trace:
         """Run one patched forward pass without gradients and return its record.
 
         With neither `edges` nor `masks` nothing is patched: the pass is only recorded, together
-        with what `corrupt` would have patched in where it is given.
+        with what `corrupt` would have patched in where it is given. Where something is, a plain pass
+        of the same prompt goes before it: what an edge is compared with is what it carries unpatched.
 
         >>> import circuit_trace as ct
         >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -362,6 +373,12 @@ class PatchableModel:
         >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
         >>> trace.table()[["edge", "mask"]].values.tolist()
         [['A1.0->Resid End', 1.0]]
+        >>> edges = ["A1.0->Resid End", "MLP 0->A1.0.Q"]
+        >>> told = model.trace(
+        ...     CLEAN, corrupt=CORRUPT, edges=edges, answers=("Mary", "John"), complement=True
+        ... )
+        >>> print(round(told.outcome.explained, 2), round(told.outcome.faithfulness, 2))
+        0.35 0.0
 
         Args:
             tokens: The prompt to run: tokens `[batch, seq]`, a string or a list of strings.
@@ -376,6 +393,15 @@ class PatchableModel:
             heads: As in `patch`.
             forward: More arguments of both passes, such as `{"attention_mask": mask}` for prompts
                 that are padded alike.
+            clean: Record what the sources write unpatched too, by a plain pass; False saves it.
+            answers: What should follow and what should not, `(" Mary", " John")`, each a token's text
+                or id or a list of these: `trace.outcome` then holds the difference of their logits in
+                this pass, in the clean one, and with every edge patched.
+            metric: Another metric, or one that needs no answers, as in `score_edges`.
+            patch: "circuit" patches the edges asked for; "complement" keeps these and patches all
+                others.
+            complement: With `answers` or `metric`, measure the other of the two as well, by one more
+                pass: the evidence for a circuit is what the metric does with all else patched.
 
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
@@ -385,14 +411,51 @@ class PatchableModel:
                 "Give either corrupt= or patched=, not both: each says what is patched in."
             )
         _check_ablation(ablation)
+        names_edges = not (edges is None and masks is None and nodes is None)
+        _check_patch(patch, complement, names_edges, answers is not None or metric is not None)
         more = _checked_forward(forward)
-        clean = self.tokens_of(tokens)
+        prompts = self.tokens_of(tokens)
         with torch.no_grad():
             if patched is None:
-                patched = self._patched_for(clean, corrupt, ablation, edges, masks, nodes, more)
-            with self.patch(patched, edges=edges, masks=masks, nodes=nodes, heads=heads):
-                self.wrapped_model(clean, **more)
+                patched = self._patched_for(prompts, corrupt, ablation, edges, masks, nodes, more)
+            plan = make_plan(self.graph, patched, edges, masks, nodes, heads)
+            measure = Measure.read(self, prompts, corrupt, answers, metric)
+            plans = {"circuit": plan}
+            if patch == "complement" or complement:
+                plans["complement"] = plan.complement()
+            plain = None
+            if plans[patch].masks and (clean or measure is not None):
+                plain = self._record(prompts, more, needs_logits=measure is not None)
+            logits: dict[str, Tensor | None] = {}
+            if measure is not None and patched is not None:
+                is_corrupt = corrupt is not None and ablation is AblationType.RESAMPLE
+                logits["corrupt"] = (
+                    self._record(corrupt, more).logits
+                    if is_corrupt
+                    else self._run(_everything(plan), prompts, more).logits
+                )
+            for name in plans if complement else ():
+                if name != patch:
+                    logits[name] = self._run(plans[name], prompts, more).logits
+            known = self._outputs_of(plain) if plain is not None and clean else None
+            trace = self._run(replace(plans[patch], clean=known), prompts, more)
+        if measure is not None:
+            logits["clean"] = trace.logits if plain is None else plain.logits
+            if trace.is_patched:
+                logits[patch] = trace.logits
+            outcome = measure.outcome(logits, patch if trace.is_patched else None)
+            trace = self._last_trace = replace(trace, outcome=outcome)
+        return trace
+
+    def _run(self, plan: Plan, prompts: Any, forward: Mapping[str, Any]) -> Trace:
+        """One patched pass."""
+        with Patching(self, plan):
+            self.wrapped_model(prompts, **forward)
         return self.last_trace
+
+    def _outputs_of(self, record: PassRecord) -> SourceOutputs:
+        batch, seq = record.outputs[0].code.shape[:2]
+        return SourceOutputs(self.srcs, tuple(record.outputs), batch, seq)
 
     @property
     def last_trace(self) -> Trace:
@@ -517,10 +580,11 @@ class PatchableModel:
         self._last_record, self._last_trace = record, None
 
     def _trace_of(self, record: PassRecord) -> Trace:
-        batch, seq = record.outputs[0].code.shape[:2]
+        current = self._outputs_of(record)
+        batch, seq = current.batch, current.seq
         return Trace(
             graph=self.graph,
-            current=SourceOutputs(self.srcs, tuple(record.outputs), batch, seq),
+            current=current,
             plans=tuple(_fitted(plan, batch, seq) for plan in record.plans),
             tokens=record.tokens,
             recorded_logits=record.logits,
@@ -572,7 +636,9 @@ class Patching(AbstractContextManager[PatchableModel]):
 
 
 def _fitted(plan: Plan, batch: int, seq: int) -> Plan:
-    return replace(plan, patched=plan.patched.fitted(batch, seq)) if plan.patched else plan
+    patched = plan.patched and plan.patched.fitted(batch, seq)
+    clean = plan.clean and plan.clean.fitted(batch, seq, "clean")
+    return replace(plan, patched=patched, clean=clean)
 
 
 def _checked_forward(forward: Any) -> Mapping[str, Any]:
@@ -584,6 +650,29 @@ def _checked_forward(forward: Any) -> Mapping[str, Any]:
             f'{{"attention_mask": mask}}; got {forward!r}.'
         )
     return forward
+
+
+def _everything(plan: Plan) -> Plan:
+    """The plan that patches every edge with what this one patches in."""
+    masks = {name: torch.ones_like(mask) for name, mask in plan.full_masks().items()}
+    return replace(plan, masks=masks, named=(), live={}, heads=())
+
+
+def _check_patch(patch: Any, complement: Any, names_edges: bool, has_metric: bool) -> None:
+    if patch not in get_args(Patch):
+        raise InputError(
+            f"patch must be 'circuit', to patch the edges asked for, or 'complement', to keep these and "
+            f"patch all others; got {patch!r}."
+        )
+    if (patch == "complement" or complement) and not names_edges:
+        raise InputError(
+            "Everything but which edges is to be patched? Give the circuit as edges=, masks= or nodes=."
+        )
+    if complement and not has_metric:
+        raise InputError(
+            "complement=True measures a metric with everything else patched: give answers= or metric= "
+            "too. To trace that pass itself, use patch='complement'."
+        )
 
 
 def _check_ablation(ablation: object) -> None:

@@ -340,11 +340,13 @@ def _check_fits(plan: Plan, batch: int, seq: int, d_model: int) -> None:
             f"The model was wrapped with seq_len={plan.graph.seq_len}, but this pass has {seq} "
             f"positions. Wrap the model again with seq_len={seq}, or without positions."
         )
-    if plan.patched is not None:
-        plan.patched.fitted(batch, seq)
-        width = plan.patched.sites[0].d_model
+    for what, outputs in (("patched", plan.patched), ("clean", plan.clean)):
+        if outputs is None:
+            continue
+        outputs.fitted(batch, seq, what)
+        width = outputs.sites[0].d_model
         if width != d_model:
             raise InputError(
-                f"The patched outputs come from another model: its stream is {width} wide (d_model), "
+                f"The {what} outputs come from another model: its stream is {width} wide (d_model), "
                 f"this one's {d_model}."
             )

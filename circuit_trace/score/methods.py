@@ -62,7 +62,7 @@ class Task:
     def patched_into(self, batch: PromptPairs) -> SourceOutputs:
         """What is patched into a batch, of its shape."""
         found = patched_in(self.model, batch, self.ablation, self.patched, self.forward(batch))
-        return found.fitted(*batch.clean.shape[:2])
+        return found.fitted(batch.clean.shape[0], batch.clean.shape[1])
 
     def gradients(
         self, batch: PromptPairs, clean_logits: Tensor | None = None, change: Change | None = None
