@@ -74,8 +74,9 @@ def run(options: argparse.Namespace) -> int:
     print(
         f"\n{report.outcome}\n"
         f"  That these {len(report.table)} edges, patched, turn the answer round says that it runs through "
-        "them, which a\n  single edge near the start may do as well. What is evidence for a circuit is "
-        "its faithfulness:\n  with everything else patched, these edges alone keep the answer.\n"
+        "them, as through a\n  single edge near the start. Evidence for a circuit is its faithfulness: 1 "
+        "where these edges alone, all\n  others patched, keep the metric at clean, 0 where it falls to "
+        "corrupt.\n"
         f"score: its change when the edge is patched alone, {how}\n"
     )
     figures = ", ".join(map(str, (*report.pages, *report.pictures)))
