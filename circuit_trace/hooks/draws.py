@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from circuit_trace.errors import InputError
 
@@ -27,15 +27,22 @@ def same_every_time(model: nn.Module) -> Iterator[None]:
         InputError: The passes that ran meanwhile have drawn some.
     """
     devices = {p.device for p in model.parameters() if p.is_cuda}
-    before = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-    yield
-    after = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-    if all(map(torch.equal, before, after)):
-        return
-    torch.set_rng_state(before[0])
-    for state, device in zip(before[1:], devices, strict=True):
-        torch.cuda.set_rng_state(state, device)
-    raise InputError(
-        "The model draws random numbers as it runs (dropout in training mode?), so no two passes "
-        "agree: call model.eval() first."
-    )
+    before = _states(devices)
+    try:
+        yield
+    finally:
+        is_same = all(map(torch.equal, before, _states(devices)))
+        if not is_same:
+            torch.set_rng_state(before[0])
+            for state, device in zip(before[1:], devices, strict=True):
+                torch.cuda.set_rng_state(state, device)
+    if not is_same:
+        raise InputError(
+            "The model draws random numbers as it runs (dropout in training mode?), so no two passes "
+            "agree: call model.eval() first."
+        )
+
+
+def _states(devices: set[torch.device]) -> list[Tensor]:
+    """The states of the generators of the CPU and of these GPUs."""
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]

@@ -148,8 +148,8 @@ def _places(hook: Hook) -> list[tuple[Any, dict, int]]:
 
 def _take_off(hook: Hook) -> None:
     for table, flags, key in _places(hook):
+        flags.pop(key, None)  # first, for by the table we find the rest after an interrupt
         table.pop(key, None)
-        flags.pop(key, None)
 
 
 def _runs_layers_again() -> bool:

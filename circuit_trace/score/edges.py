@@ -261,7 +261,7 @@ def _told_apart(task: Task, batch: PromptPairs) -> Tensor:
     """The mean metric of the clean prompts and the spread of their logits, which tell a function and
     a forward pass from others of the same name."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), same_every_time(task.model.wrapped_model):
             logits = logits_of(task.model.wrapped_model(batch.clean, **task.forward(batch)))
             value = task.metric(logits, batch, logits).double().mean()
     except InputError as error:
