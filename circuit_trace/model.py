@@ -544,15 +544,18 @@ class Patching(AbstractContextManager[PatchableModel]):
             self._open.enter()
             return model
         except BaseException:
-            self._open.leave()
+            self._close()
             raise
 
     def __exit__(self, *_error: object) -> None:
         try:
-            self._open.leave()
+            self._close()
         except BaseException:
-            self._open.leave()  # an interrupt may have come before it or in it
+            self._close()  # an interrupt may have come before it or in it
             raise
+
+    def _close(self) -> None:
+        self._open.leave()
         self._abandoned.detach()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Event, Thread
+from threading import Barrier, Event, Thread, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import circuit_trace as ct
+from circuit_trace.model import Patching
 from tests.footprint import hooks_of
 from tests.models import CASES, TYPICAL, oracle, tokens
 from tests.oracle import Ask
@@ -181,37 +182,30 @@ def test_what_another_thread_may_do_while_a_patch_is_open(hooked: Any) -> None:
     assert torch.equal(logits, model.trace(CLEAN, corrupt=CORRUPT, edges=edges).logits)
 
 
-def test_a_trace_is_that_of_its_own_pass(hooked: Any) -> None:
+def test_a_trace_is_that_of_its_own_pass(hooked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where another thread's pass ends between the end of this one and its return."""
-    model, ended, go_on = ct.wrap(hooked), Event(), Event()
-    found: list[ct.Trace] = []
+    ended, go_on = Event(), Event()
 
-    class Slow(ct.PatchableModel):
-        """Waits where the context closes."""
+    class Waits(Patching):
+        """Another thread than the main one waits where its context has closed."""
 
-        def patch(self, *args: Any, **kwargs: Any) -> Any:
-            patch = super().patch(*args, **kwargs)
-            leave = patch.__exit__
+        def __exit__(self, *error: object) -> None:
+            super().__exit__(*error)
+            if current_thread() is not main_thread():
+                ended.set()
+                assert go_on.wait(20)
 
-            class Waits(type(patch)):
-                def __exit__(self, *error: object) -> None:
-                    leave(*error)
-                    ended.set()
-                    assert go_on.wait(20)
-
-            patch.__class__ = Waits
-            return patch
-
-    slow = Slow(hooked, model.anatomy, model.graph)
-    thread = Thread(target=lambda: found.append(slow.trace(CLEAN)))
-    thread.start()
-    assert ended.wait(20)
-    with slow.__class__.__mro__[1].patch(slow):
-        hooked(CORRUPT)
-    go_on.set()
-    thread.join(20)
-    assert torch.equal(found[0].tokens, CLEAN)
-    assert torch.equal(slow.last_trace.tokens, CORRUPT)
+    monkeypatch.setattr("circuit_trace.model.Patching", Waits)
+    model = ct.wrap(hooked)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(model.trace, CLEAN)
+        assert ended.wait(20)
+        with model.patch():
+            hooked(CORRUPT)
+        go_on.set()
+        trace = running.result()
+    assert torch.equal(trace.tokens, CLEAN)
+    assert torch.equal(model.last_trace.tokens, CORRUPT)
 
 
 def test_a_patch_may_be_closed_by_another_thread(hooked: Any) -> None:
