@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,16 @@ from circuit_trace.graph import (
     build_graph,
     whole_number,
 )
-from circuit_trace.hooks import PassRecord, Session, verify
+from circuit_trace.hooks import (
+    OpenPatch,
+    PassRecord,
+    Session,
+    check_alone,
+    open_patches,
+    same_every_time,
+    unpatched,
+    verify,
+)
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
@@ -47,6 +56,8 @@ OutputSlice = Literal["last_seq", "not_first_seq"]
 
 SEQ_DIM = 1
 """Activations are `[batch, seq, d_model]`."""
+
+NOT_TO_THE_END = "The pass did not reach the end of the residual stream; nothing to record."
 
 _SLICES: dict[str | None, tuple[Any, ...]] = {
     None: (slice(None),),
@@ -94,7 +105,7 @@ def wrap(
             f"Expected a model (a torch.nn.Module such as a HookedTransformer), got "
             f"{type(hooked).__name__}."
         )
-    if hooked in _PATCHED_BY:
+    if open_patches(hooked):
         raise InputError(
             "A patch is open on this model, so it cannot be wrapped now. Close the patch first."
         )
@@ -125,10 +136,6 @@ def wrap(
 _verify = verify
 
 
-_PATCHED_BY: WeakKeyDictionary[nn.Module, PatchableModel] = WeakKeyDictionary()
-"""The wrapper that has a patch open on a model."""
-
-
 class PatchableModel:
     """A model with its computation graph; call it like the model it wraps. Made by `wrap`.
 
@@ -149,10 +156,7 @@ class PatchableModel:
         self.anatomy = anatomy
         self.graph = graph
         self.slice_output: OutputSlice | None = slice_output
-        self._open: list[Plan] = []
-        self._session: Session | None = None
-        self._last_trace: Trace | None = None
-        self._last_record: PassRecord | None = None
+        self._last: _Recorded | None = None
         self._anatomy_of: Callable[[nn.Module], Anatomy] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -218,8 +222,8 @@ class PatchableModel:
 
     @property
     def has_open_patch(self) -> bool:
-        """Whether this wrapper of the model or another one has a patch open."""
-        return self.wrapped_model in _PATCHED_BY
+        """Whether this wrapper of the model or another one has a patch open in this thread."""
+        return bool(open_patches(self.wrapped_model))
 
     def edge(self, name: EdgeSpec, seq_idx: int | None = None) -> Edge:
         """Look an edge up by its name, such as `A5.2->A7.1.Q`, or by `(seq_idx, name)`.
@@ -283,7 +287,8 @@ class PatchableModel:
 
         The hooks are the only thing that touches the model, and they go when the context closes,
         however it closes. Inside another `patch` of the same wrapper the edges add up; for an edge
-        of both the inner one counts.
+        of both the inner one counts. A patch acts in the thread that opened it: passes that other
+        threads run meanwhile are as they are without it, and may be patched by their own.
 
         >>> import circuit_trace as ct
         >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -310,38 +315,6 @@ class PatchableModel:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
         """
         return Patching(self, make_plan(self.graph, patched, edges, masks, nodes, heads, clean))
-
-    def _enter(self, plan: Plan) -> None:
-        self._check_alone()
-        self._open.append(plan)
-        _PATCHED_BY[self.wrapped_model] = self
-        try:
-            self._attach()
-        except BaseException:
-            self._leave(plan)
-            raise
-
-    def _leave(self, plan: Plan) -> None:
-        # By identity: contexts of different threads or an ExitStack may close in any order.
-        self._open = [one for one in self._open if one is not plan]
-        if not self._open:
-            _PATCHED_BY.pop(self.wrapped_model, None)
-        self._attach()
-
-    def _attach(self) -> None:
-        """Put on the hooks of all open contexts together; for an edge of two the inner counts."""
-        if self._session is not None:
-            self._session.detach()
-            self._session = None
-        plans: list[Plan] = []
-        for plan in self._open:
-            plans = [*(one.without(plan) for one in plans), plan]
-        if plans:
-            session = Session(
-                self.wrapped_model, self.anatomy, tuple(plans), on_record=self._recorded
-            )
-            session.attach()
-            self._session = session
 
     def trace(
         self,
@@ -432,26 +405,30 @@ class PatchableModel:
                 logits["corrupt"] = (
                     self._record(corrupt, more).logits
                     if is_corrupt
-                    else self._run(_everything(plan), prompts, more).logits
+                    else self._run(_everything(plan), prompts, more).trace_of(self).logits
                 )
             for name in plans if complement else ():
                 if name != patch:
-                    logits[name] = self._run(plans[name], prompts, more).logits
+                    logits[name] = self._run(plans[name], prompts, more).trace_of(self).logits
             known = self._outputs_of(plain) if plain is not None and clean else None
-            trace = self._run(replace(plans[patch], clean=known), prompts, more)
+            recorded = self._run(replace(plans[patch], clean=known), prompts, more)
+        trace = recorded.trace_of(self)
         if measure is not None:
             logits["clean"] = trace.logits if plain is None else plain.logits
             if trace.is_patched:
                 logits[patch] = trace.logits
             outcome = measure.outcome(logits, patch if trace.is_patched else None)
-            trace = self._last_trace = replace(trace, outcome=outcome)
+            trace = recorded.keep(replace(trace, outcome=outcome))
         return trace
 
-    def _run(self, plan: Plan, prompts: Any, forward: Mapping[str, Any]) -> Trace:
-        """One patched pass."""
-        with Patching(self, plan):
+    def _run(self, plan: Plan, prompts: Any, forward: Mapping[str, Any]) -> _Recorded:
+        """One patched pass; another thread may set `last_trace` after it."""
+        patching = Patching(self, plan)
+        with patching, same_every_time(self.wrapped_model):
             self.wrapped_model(prompts, **forward)
-        return self.last_trace
+        if not patching.recorded:
+            raise InputError(NOT_TO_THE_END)
+        return patching.recorded[-1]
 
     def _outputs_of(self, record: PassRecord) -> SourceOutputs:
         batch, seq = record.outputs[0].code.shape[:2]
@@ -464,14 +441,12 @@ class PatchableModel:
         Raises:
             NoTraceError: There is none yet.
         """
-        if self._last_record is None:
+        if self._last is None:
             raise NoTraceError(
                 "No pass has been recorded yet. Call model.trace(tokens, corrupt=..., edges=[...]), "
                 "or run the model inside `with model.patch(...)`."
             )
-        if self._last_trace is None:
-            self._last_trace = self._trace_of(self._last_record)
-        return self._last_trace
+        return self._last.trace_of(self)
 
     def _patched_for(
         self,
@@ -557,27 +532,14 @@ class PatchableModel:
         batch, more = self.tokens_of(data), _checked_forward(forward)
         if not needs_logits:
             more = {**self.anatomy.without_logits, **more}
-        self._check_alone()
+        check_alone(self.wrapped_model, self)
         session = Session(self.wrapped_model, self.anatomy, reads=False)
-        if self._session is not None:
-            self._session.detach()
-        try:
-            session.attach()
-            with torch.no_grad():
-                self.wrapped_model(batch, **more)
-        finally:
-            session.detach()
-            if self._session is not None:
-                self._session.attach()
+        run = partial(session.during, lambda: self.wrapped_model(batch, **more))
+        with torch.no_grad(), same_every_time(self.wrapped_model):
+            unpatched(self.wrapped_model, run)
         if session.record is None:
-            raise InputError(
-                "The pass did not reach the end of the residual stream; nothing to record."
-            )
+            raise InputError(NOT_TO_THE_END)
         return session.record
-
-    def _recorded(self, record: PassRecord) -> None:
-        """Take the record of a pass that has just ended; a trace is made when one is asked for."""
-        self._last_record, self._last_trace = record, None
 
     def _trace_of(self, record: PassRecord) -> Trace:
         current = self._outputs_of(record)
@@ -597,15 +559,6 @@ class PatchableModel:
             about=About.of(self.wrapped_model, self.cfg),
         )
 
-    def _check_alone(self) -> None:
-        """Two wrappers' patches of one destination cannot both be exact: refuse the second."""
-        other = _PATCHED_BY.get(self.wrapped_model)
-        if other is not None and other is not self:
-            raise InputError(
-                "Another wrapper of this model has a patch open. Close it first, or open both "
-                "patches on the same wrapper: contexts of one wrapper add up."
-            )
-
     def __repr__(self) -> str:
         positions = "" if self.seq_len is None else f" at {self.seq_len} positions"
         return (
@@ -614,25 +567,72 @@ class PatchableModel:
         )
 
 
+class _Recorded:
+    """The record of a pass that ran to its end, and its trace once somebody asks for it."""
+
+    def __init__(self, record: PassRecord) -> None:
+        self._record = record
+        self._trace: Trace | None = None
+
+    def trace_of(self, model: PatchableModel) -> Trace:
+        """The trace, made by the model that ran."""
+        if self._trace is None:
+            self._trace = model._trace_of(self._record)
+        return self._trace
+
+    def keep(self, trace: Trace) -> Trace:
+        """Keep this trace of it instead, which says more."""
+        self._trace = trace
+        return trace
+
+
 class Patching(AbstractContextManager[PatchableModel]):
-    """A patch that is applied while its `with` block runs. Made by `PatchableModel.patch`."""
+    """A patch that is applied while its `with` block runs. Made by `PatchableModel.patch`.
+
+    `recorded` holds the last pass that ran to its end in it, if any.
+    """
 
     def __init__(self, model: PatchableModel, plan: Plan) -> None:
         self._model = model
         self._plan: Plan | None = plan
+        self.recorded: list[_Recorded] = []
 
     def __enter__(self) -> PatchableModel:
-        if self._plan is None:
+        plan, self._plan = self._plan, None
+        if plan is None:
             raise InputError(
                 "This patch has been used; each `with` needs one of its own: call model.patch(...) "
                 "again."
             )
-        self._entered, self._plan = self._plan, None
-        self._model._enter(self._entered)
-        return self._model
+        model = self._model
+        check_alone(model.wrapped_model, model)
+        keep = partial(_keep, model, self.recorded)
+        self._open = OpenPatch(model.wrapped_model, model.anatomy, plan, model, keep)
+        # An interrupt may come before the first line of `__exit__`: then nobody holds us any more.
+        self._abandoned = finalize(self, self._open.leave)
+        try:
+            self._open.enter()
+            return model
+        except BaseException:
+            self._close()
+            raise
 
     def __exit__(self, *_error: object) -> None:
-        self._model._leave(self._entered)
+        try:
+            self._close()
+        except BaseException:
+            self._close()  # an interrupt may have come before it or in it
+            raise
+
+    def _close(self) -> None:
+        self._open.leave()
+        self._abandoned.detach()
+
+
+def _keep(model: PatchableModel, recorded: list[_Recorded], record: PassRecord) -> None:
+    """Take the record of a pass that has just ended; a trace is made when one is asked for."""
+    recorded[:] = [_Recorded(record)]
+    model._last = recorded[0]
 
 
 def _fitted(plan: Plan, batch: int, seq: int) -> Plan:

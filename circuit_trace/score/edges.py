@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
+from circuit_trace.hooks import same_every_time
 from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
 from circuit_trace.score.exact import BAR_DELAY, exact_scores
 from circuit_trace.score.gradients import logits_of
@@ -27,7 +28,6 @@ from circuit_trace.score.options import (
     read_mask_value,
     read_method,
     read_path,
-    same_every_time,
 )
 from circuit_trace.score.prompts import PromptPairs, read_batches
 from circuit_trace.score.runs import check_patched, dtype_of_scores
@@ -220,7 +220,7 @@ def _scored(task: Task, run: Method, batch: PromptPairs, number: int) -> Tensor:
             f"have {seq} tokens. Wrap it with seq_len={seq}, or without positions."
         )
     try:
-        with same_every_time(model):
+        with same_every_time(model.wrapped_model):
             scores = run(task, batch).detach().reshape(-1).cpu()
     except InputError as error:
         raise InputError(f"Batch {number}: {error}") from error
@@ -261,7 +261,7 @@ def _told_apart(task: Task, batch: PromptPairs) -> Tensor:
     """The mean metric of the clean prompts and the spread of their logits, which tell a function and
     a forward pass from others of the same name."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), same_every_time(task.model.wrapped_model):
             logits = logits_of(task.model.wrapped_model(batch.clean, **task.forward(batch)))
             value = task.metric(logits, batch, logits).double().mean()
     except InputError as error:

@@ -199,11 +199,9 @@ def _mask_gradient(task: Task, batch: PromptPairs) -> Tensor:
     }
     plan = make_plan(model.graph, patched, None, masks)
     session = Session(model.wrapped_model, model.anatomy, (plan,), reads=False)
-    session.attach()
-    try:
-        logits = logits_of(model.wrapped_model(batch.clean, **task.forward(batch)))
-    finally:
-        session.detach()
+    logits = logits_of(
+        session.during(lambda: model.wrapped_model(batch.clean, **task.forward(batch)))
+    )
     total = summed(task.metric(logits, batch, clean_logits))
     found = torch.autograd.grad(total, list(masks.values()), allow_unused=True)
     check_any(found)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 import circuit_trace as ct
 from circuit_trace.errors import InputError
 from circuit_trace.graph import EdgeSpec
+from circuit_trace.hooks import Scope
 from circuit_trace.plan import SiteOutput
 
 from .model import PatchableModel
@@ -63,8 +64,16 @@ def patch_mode(
         scores = model.circuit_prune_scores([edges] if isinstance(edges, str) else edges)
         for name, mask in model.patch_masks.items():
             mask.data.copy_(scores[name])
-    with OpenPatch(model, patched):
-        yield
+    patch = OpenPatch(model, patched)
+    try:
+        try:
+            patch.open()
+            yield
+        finally:
+            patch.close()
+    except BaseException:
+        patch.close()  # an interrupt may have come before it or in it
+        raise
 
 
 def set_all_masks(model: PatchableModel, val: float) -> None:
@@ -119,7 +128,7 @@ def as_source_outputs(
     return ct.SourceOutputs(engine.srcs, sites, batch, seq)
 
 
-class OpenPatch(AbstractContextManager[None]):
+class OpenPatch:
     """A patch of the engine that is opened anew whenever the masks have changed.
 
     A script writes to the masks in ways that leave no mark (`mask.data[i] = 1`), so they are
@@ -131,29 +140,28 @@ class OpenPatch(AbstractContextManager[None]):
         self._patched = patched
         self._masks: dict[str, Tensor] = {}
         self._context: AbstractContextManager[Any] | None = None
-        self._handles: list[RemovableHandle] = []
+        self._scope = Scope()
+        self._thread = get_ident()
 
-    def __enter__(self) -> None:
+    def open(self) -> None:
+        """Patch from now on; `close` undoes it, also where this was interrupted."""
         wrapped, tokens = self._model.wrapped_model, self._model.engine.anatomy.tokens
-        try:
-            self.sync()
-            self._before(wrapped, self.sync)
-            if tokens is not None:
-                self._before(tokens.module, self._check)
-        except BaseException:
-            self.__exit__()
-            raise
+        self.sync()
+        self._scope.before(wrapped, lambda *_: self.sync(), first=True)
+        if tokens is not None:
+            self._scope.before(tokens.module, lambda *_: self._check(), first=True)
+        self._scope.open()
         self._model.open_patch = self
 
-    def __exit__(self, *_error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._close()
+    def close(self) -> None:
+        """Patch no more; twice does no harm."""
         self._model.open_patch = None
+        self._scope.close()
+        self._close()
 
     def sync(self) -> None:
-        """Patch with the values that the masks have now."""
-        if self._context is not None and self._is_current():
+        """Patch with the values that the masks have now; passes of other threads are not patched."""
+        if self._thread != get_ident() or (self._context is not None and self._is_current()):
             return
         self._close()
         self._masks = {
@@ -181,15 +189,6 @@ class OpenPatch(AbstractContextManager[None]):
         context, self._context = self._context, None
         if context is not None:
             context.__exit__(None, None, None)
-
-    def _before(self, module: nn.Module, call: Callable[[], None]) -> None:
-        """Call when a pass reaches the module; a copy of the module takes the hook along in vain."""
-
-        def hook(running: nn.Module, _args: object) -> None:
-            if running is module:
-                call()
-
-        self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
 
 
 def _learns(mask: Tensor) -> bool:
