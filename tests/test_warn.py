@@ -36,17 +36,21 @@ def inside_the_library(module: str = "circuit_trace.some.room") -> dict[str, Any
     return names
 
 
+def enter(context: Any) -> None:
+    with context:
+        pass
+
+
 @pytest.mark.parametrize("how", ["call", "opened", "Model"])
 def test_it_points_at_the_call_from_outside(how: str) -> None:
     room = inside_the_library()
+    calls = {
+        "call": room["call"],
+        "opened": lambda: enter(room["opened"]()),
+        "Model": lambda: room["Model"]()(),
+    }
     with pytest.warns(ct.MaskWarning, match=r"^not as it seems$") as caught:
-        if how == "call":
-            room["call"]()
-        elif how == "opened":
-            with room["opened"]():
-                pass
-        else:
-            room["Model"]()()
+        calls[how]()
     assert [one.filename for one in caught] == [__file__]
 
 

@@ -205,8 +205,9 @@ def check_scores(graph: Graph, scores: object, what: str) -> PruneScores:
 
 
 def warn_of_scores(graph: Graph, masks: PruneScores) -> None:
-    """Warn of masks below 0 or above 1, as raw scores are; those that learn may leave that range."""
-    fixed = {name: mask.float() for name, mask in masks.items() if not mask.requires_grad}
+    """Warn of masks below 0 or above 1, as raw scores are; while they learn they may leave that range."""
+    learns = torch.is_grad_enabled()
+    fixed = {n: mask.float() for n, mask in masks.items() if not (learns and mask.requires_grad)}
     outside = {name: (mask - 0.5).abs() > 0.5 + ROUNDING for name, mask in fixed.items()}
     n_outside = sum(int(where.sum()) for where in outside.values())
     if not n_outside:

@@ -116,7 +116,9 @@ def _means(vals: Tensor, answers: Answers) -> Tensor:
 def _pairs(vals: Tensor, answers: Answers) -> list[tuple[Tensor, Tensor]]:
     """Each prompt's values and answers, checked."""
     if not len(vals) == len(answers) > 0:
-        raise InputError(f"There are values of {len(vals)} prompts, but answers for {len(answers)}.")
+        raise InputError(
+            f"There are values of {len(vals)} prompts, but answers for {len(answers)}."
+        )
     pairs = list(zip(vals, answers, strict=True))
     for row, tokens in pairs:
         _check(row, tokens)

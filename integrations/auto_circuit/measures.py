@@ -177,9 +177,7 @@ def _whole(
 ) -> BatchOutputs:
     """The outputs of the whole model."""
     with torch.no_grad():
-        return {
-            batch.key: model(getattr(batch, side))[model.out_slice] for batch in _some(batches)
-        }
+        return {batch.key: model(getattr(batch, side))[model.out_slice] for batch in _some(batches)}
 
 
 def _some(loader: Iterable[PromptPairBatch]) -> list[PromptPairBatch]:

@@ -129,7 +129,9 @@ def test_an_unknown_key_says_where_the_head_reads_it() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in ("hooked grouped", "bridge Llama") if name in CASES])
+@pytest.mark.parametrize(
+    "name", [name for name in ("hooked grouped", "bridge Llama") if name in CASES]
+)
 def test_a_head_reads_what_it_is_said_to_share(name: str) -> None:
     """Whose attention changes when one key-value head's keys do, by TransformerLens' own hooks."""
     tl_model: Any = shared(name)
