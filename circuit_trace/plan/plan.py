@@ -19,6 +19,7 @@ from circuit_trace.plan.masks import (
     check_scores,
     mask_makers,
     score_shape,
+    warn_of_scores,
 )
 from circuit_trace.plan.outputs import SourceOutputs
 
@@ -144,6 +145,7 @@ def make_plan(
         read = check_scores(graph, masks, "The masks")
     else:
         read = {}
+    warn_of_scores(graph, read)
     _check_outputs(graph, patched, "patched")
     _check_outputs(graph, clean, "clean")
     # Masks that learn stay the user's own; others are copied, so that the plan stays what it is.
