@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuit_trace.graph import Edges, Graph
-from circuit_trace.score.reach import readings, worst_through, would_join
+from circuit_trace.score.reach import NEVER, readings, worst_through, would_join
 from circuit_trace.trace.rows import Rows
 
 MOST_TRIED = 1000
@@ -33,17 +33,29 @@ def sized(
         order: The edges that may be taken, best first.
         sizes: How many edges are to be left.
     """
-    ranks = torch.full((graph.n_edges,), len(order))
-    ranks[order] = torch.arange(len(order))
+    ranks = _ranks(graph, order)
     last = worst_through(graph, ranks)
     in_order = last.sort().values
-    n_most = int((last < len(order)).sum())
+    n_most = int((last < NEVER).sum())
     found = []
     for size in sizes:
         n = min(size, n_most)
         kept = last <= in_order[n - 1] if n else torch.zeros_like(last, dtype=torch.bool)
         found.append(_fitted(graph, ranks, kept, n))
     return found
+
+
+def size_with(graph: Graph, order: Int[Tensor, " edge"], number: int) -> int | None:
+    """The least size at which this edge is sure to be in the circuit; None where it cannot be."""
+    last = worst_through(graph, _ranks(graph, order))
+    return int((last <= last[number]).sum()) if last[number] < NEVER else None
+
+
+def _ranks(graph: Graph, order: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
+    """Every edge's place in the order, if it has one."""
+    ranks = torch.full((graph.n_edges,), NEVER)
+    ranks[order] = torch.arange(len(order))
+    return ranks
 
 
 def _fitted(
@@ -68,7 +80,7 @@ def _shortcuts(
     graph: Graph, ranks: Int[Tensor, " edge"], kept: Bool[Tensor, " edge"]
 ) -> Iterable[int]:
     """The edges between nodes of a circuit that it does not have, the best first."""
-    numbers = (would_join(graph, kept) & (ranks < ranks.max())).nonzero()[:, 0]
+    numbers = (would_join(graph, kept) & (ranks < NEVER)).nonzero()[:, 0]
     return numbers[ranks[numbers].argsort()].tolist()
 
 
