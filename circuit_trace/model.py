@@ -36,6 +36,7 @@ from circuit_trace.plan import (
     SourceOutputs,
     ablate_batch,
     make_plan,
+    warn_if_empty,
     mean_outputs,
 )
 from circuit_trace.trace import About, Trace
@@ -354,7 +355,8 @@ class PatchableModel:
         """Run one patched forward pass without gradients and return its record.
 
         With neither `edges` nor `masks` nothing is patched: the pass is only recorded, together
-        with what `corrupt` would have patched in where it is given.
+        with what `corrupt` would have patched in where it is given. A warning says so where they are
+        given but empty.
 
         >>> import circuit_trace as ct
         >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -390,7 +392,9 @@ class PatchableModel:
         with torch.no_grad():
             if patched is None:
                 patched = self._patched_for(clean, corrupt, ablation, edges, masks, nodes, more)
-            with self.patch(patched, edges=edges, masks=masks, nodes=nodes, heads=heads):
+            plan = make_plan(self.graph, patched, edges, masks, nodes, heads)
+            warn_if_empty(plan, edges, masks, nodes)
+            with Patching(self, plan):
                 self.wrapped_model(clean, **more)
         return self.last_trace
 

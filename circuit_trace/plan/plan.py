@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -150,3 +151,15 @@ def make_plan(
         )
     asked = () if heads is None else head_names(graph, heads)
     return Plan(graph, touched, tuple(named), patched, live, asked)
+
+
+def warn_if_empty(plan: Plan, *asked_for: object) -> None:
+    """Warn where edges, masks or nodes were asked for and they come to no edge at all, as the masks of
+    an empty circuit do. An edge named at mask 0 is one, and so is a mask that learns."""
+    if any(one is not None for one in asked_for) and not plan.masks and not plan.named:
+        warnings.warn(
+            "Nothing is patched in this pass: the masks are all 0, as those of an empty circuit, or no "
+            "edge is named. Look at how the edges were chosen (ct.circuit(scores, n_edges=n) leaves n), "
+            "or leave edges= and masks= out to record a pass without patches.",
+            stacklevel=3,
+        )

@@ -52,8 +52,10 @@ class Circuit(dict[str, Tensor]):
         >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
         >>> model = ct.wrap(ct.load_model("bundled"))
         >>> scores = ct.exact_scores(model, (CLEAN, CORRUPT, *ANSWERS))
-        >>> ct.circuit(scores, n_edges=12).dropped_table()[["edge", "score"]].round(2).values.tolist()
-        []
+        >>> ct.circuit(scores, n_edges=12)
+        <Circuit: 12 edges; 2 dropped, first 'Resid Start->A0.3.V' (-3.81)>
+        >>> ct.circuit(scores, n_edges=12).dropped_table()["edge"].tolist()
+        ['Resid Start->A0.3.V', 'A1.3->Resid End']
         """
         rows = Rows.of(self.dropped.graph, self.dropped)
         return pd.DataFrame({**names_of(rows, None), "score": self.dropped_scores.numpy()})
@@ -87,7 +89,7 @@ def circuit(
     >>> scores = ct.exact_scores(model, (CLEAN, CORRUPT, *ANSWERS))
     >>> chosen = ct.circuit(scores, n_edges=5, method="greedy")
     >>> [str(edge) for edge in model.trace(CLEAN, corrupt=CORRUPT, masks=chosen).edges]
-    []
+    ['Resid Start->A0.0.V', 'A0.0->MLP 0', 'MLP 0->A1.0.Q', 'MLP 0->A1.0.V', 'A1.0->Resid End']
 
     All its edges are connected: each lies on a path from the start of the stream to its end. A key or
     a value reaches later positions, all else its own.

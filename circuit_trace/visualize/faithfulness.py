@@ -68,7 +68,7 @@ def draw_faithfulness(
     >>> curves = {c: ct.faithfulness(model, pairs, scores, circuit=c) for c in ("top", "greedy")}
     >>> drawn = ct.draw_faithfulness(curves)
     >>> [trace.name for trace in drawn.data if trace.showlegend]
-    ['top (CPR 0.68, CMD 0.32)', 'greedy (CPR 0.68, CMD 0.32)']
+    ['top (CPR 0.67, CMD 0.32)', 'greedy (CPR 0.67, CMD 0.32)']
 
     Args:
         curves: What `ct.faithfulness` returned, or a mapping from names to several of them. A circuit
