@@ -119,7 +119,7 @@ def _check(curves: Any) -> None:
     for name, curve in curves.items():
         if not any(curve.n_edges):
             raise FigureError(
-                f"All circuits of the curve {name!r} are empty, so there is nothing to draw: measure "
+                f"All circuits of the curve {repr(name) + ' ' if name else ''}are empty, so there is nothing to draw: measure "
                 "larger sizes."
             )
         try:
