@@ -36,8 +36,8 @@ from circuit_trace.plan import (
     SourceOutputs,
     ablate_batch,
     make_plan,
-    warn_if_empty,
     mean_outputs,
+    warn_if_empty,
 )
 from circuit_trace.trace import About, Trace
 

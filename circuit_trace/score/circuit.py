@@ -224,7 +224,7 @@ def _lacking(found: Circuit, ranking: Ranking, n_asked: int) -> str | None:
         else f"It is connected at n_edges={size:,}"
     )
     return (
-        f"The circuit of {found.n_edges:,} edges drops {len(found.dropped):,} of the {n_asked:,} strongest, "
-        f"first {str(found.dropped[0])!r} ({found.dropped_scores[0]:.3g}): the edges on its way to either "
-        f"end of the stream are too weak. {way}; the circuit's .dropped lists all."
+        f"Of the {n_asked:,} strongest edges the circuit lacks {len(found.dropped):,}, first "
+        f"{str(found.dropped[0])!r} ({found.dropped_scores[0]:.3g}): what leads from it to the end of the "
+        f"stream, or to it from the start, is too weak. {way}; the circuit's .dropped lists all."
     )

@@ -46,8 +46,8 @@ class Faithfulness:
     """A metric of circuits of growing size, a number for each prompt. Made by `faithfulness`.
 
     `fractions` are the sizes asked for, as parts of all `n_all` edges, and `n_edges` how many edges
-    the circuits have: as many, if there are so many connected ones. `clean` is the metric with no edge patched, `corrupt` with every
-    edge patched.
+    the circuits have: as many, if there are so many connected ones. `clean` is the metric with no
+    edge patched, `corrupt` with every edge patched.
     """
 
     metric: str
@@ -104,9 +104,9 @@ class Faithfulness:
         """MIB's integrated circuit performance ratio: the area under faithfulness over the circuit's
         fraction of all edges, by trapezoids between the sizes measured. Higher is better.
 
-        Whichever sizes these are, it is the same area, the better known the closer they lie; to compare
-        with numbers of MIB measure at its own, `sizes=MIB_SIZES`. MIB takes so many edges and then prunes,
-        so its circuits have fewer.
+        Whichever sizes these are, it is the same area, the better known the closer they lie. To compare
+        with MIB's numbers measure at its own, `sizes=MIB_SIZES`; its code takes so many edges and then
+        prunes, so its circuits have fewer.
 
         Raises:
             InputError: Only the circuit was patched, or a single size was measured.

@@ -93,9 +93,7 @@ def worst_before(graph: Graph, ranks: Int[Tensor, " edge"]) -> Int[Tensor, "pos 
     return worst
 
 
-def worst_after(
-    graph: Graph, ranks: Int[Tensor, " edge"]
-) -> dict[str, Int[Tensor, "pos dest"]]:
+def worst_after(graph: Graph, ranks: Int[Tensor, " edge"]) -> dict[str, Int[Tensor, "pos dest"]]:
     """For every destination, by module: the worst rank on the best way from what its node makes of it
     to the end of the stream."""
     rows = ranks.view(graph.seq_len or 1, -1)

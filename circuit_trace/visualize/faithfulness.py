@@ -118,8 +118,9 @@ def _check(curves: Any) -> None:
         )
     for name, curve in curves.items():
         if not any(curve.n_edges):
+            which = f" {name!r}" if name else ""
             raise FigureError(
-                f"All circuits of the curve {repr(name) + ' ' if name else ''}are empty, so there is nothing to draw: measure "
+                f"All circuits of the curve{which} are empty, so there is nothing to draw: measure "
                 "larger sizes."
             )
         try:

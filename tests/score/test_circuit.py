@@ -248,16 +248,16 @@ SAID = {
     "a strong edge without a way": (
         only(Resid_Start_to_Resid_End=1.0, Resid_Start_to_MLP_0=-3.0, MLP_0_to_Resid_End=0.5),
         {"n_edges": 1, "method": "greedy"},
-        "The circuit of 1 edges drops 1 of the 1 strongest, first 'Resid Start->MLP 0' (-3): the edges "
-        "on its way to either end of the stream are too weak. It is connected at n_edges=3; the "
-        "circuit's .dropped lists all.",
+        "Of the 1 strongest edges the circuit lacks 1, first 'Resid Start->MLP 0' (-3): what leads from "
+        "it to the end of the stream, or to it from the start, is too weak. It is connected at "
+        "n_edges=3; the circuit's .dropped lists all.",
     ),
     "no way at all": (
         only(Resid_Start_to_Resid_End=1.0, Resid_Start_to_MLP_0=-3.0),
         {"threshold": 1.0},
-        "The circuit of 1 edges drops 1 of the 2 strongest, first 'Resid Start->MLP 0' (-3): the edges "
-        "on its way to either end of the stream are too weak. No path of edges that score other than 0 "
-        "leads through it; the circuit's .dropped lists all.",
+        "Of the 2 strongest edges the circuit lacks 1, first 'Resid Start->MLP 0' (-3): what leads from "
+        "it to the end of the stream, or to it from the start, is too weak. No path of edges that score "
+        "other than 0 leads through it; the circuit's .dropped lists all.",
     ),
     "fewer": (
         only(Resid_Start_to_MLP_0=1.0, MLP_0_to_Resid_End=0.5),
@@ -285,7 +285,8 @@ SAID = {
 @pytest.mark.parametrize("case", SAID)
 def test_what_a_circuit_is_not_is_said(case: str) -> None:
     scores, options, message = SAID[case]
-    with pytest.warns(UserWarning) as said:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         ct.circuit(scores, **options)
     assert [str(one.message) for one in said] == [message]
     assert said[0].filename == __file__

@@ -134,7 +134,10 @@ def test_several_score_sets() -> None:
     assert curves.table()["mean"].tolist() == [float(m) for c in curves.values() for m in c.mean]
     figure = curves.draw(display_ipython=False)
     lines = [one for one in figure.data if one.showlegend]
-    assert [(one.name, list(one.x)) for one in lines] == [("random", [10, 40]), ("others", [10, 40])]
+    assert [(one.name, list(one.x)) for one in lines] == [
+        ("random", [10, 40]),
+        ("others", [10, 40]),
+    ]
     assert repr(curves) == "<FaithfulnessCurves: random, others>"
 
 

@@ -255,9 +255,7 @@ def test_an_empty_picture_has_no_axes(page: Watched) -> None:
 def test_what_an_empty_picture_says_lies_within_it(
     page: Watched, seq_len: int | None, orientation: Any
 ) -> None:
-    ids = torch.arange(SEQ)[None]
-    trace = wrapped(seq_len).trace(ids)
-    drawn = trace.draw(orientation=orientation, show_all_seq_pos=True)
+    drawn = wrapped(seq_len).trace(tokens(1)).draw(orientation=orientation, show_all_seq_pos=True)
     seen = page.draw(drawn)["annotations"]
     (note,) = (one for one in seen if one["lines"][0].startswith("No edge has"))
     assert " ".join(note["lines"]).endswith("score_threshold=0 and width='received' draw it.")
