@@ -61,13 +61,12 @@ class Circuit(dict[str, Tensor]):
         return pd.DataFrame({**names_of(rows, None), "score": self.dropped_scores.numpy()})
 
     def __repr__(self) -> str:
-        more = ""
-        if len(self.dropped):
-            more = (
-                f"; {len(self.dropped):,} dropped, first {str(self.dropped[0])!r} "
-                f"({self.dropped_scores[0]:.3g})"
-            )
+        more = f"; {len(self.dropped):,} dropped, first {self._first()}" if self.dropped else ""
         return f"<Circuit: {self.n_edges:,} edges{more}>"
+
+    def _first(self) -> str:
+        """The strongest edge that was dropped."""
+        return f"{str(self.dropped[0])!r} ({self.dropped_scores[0]:.3g})"
 
 
 def circuit(
@@ -101,7 +100,8 @@ def circuit(
             the weakest that can be spared go again; where everything hangs together, a shortcut is
             taken. Edges that score 0 are taken for the whole model only. If no circuit has this size, a
             warning says so.
-        threshold: Take the edges that score this or more, less those that are not connected.
+        threshold: Take the edges whose |score| is this or more (signed, whose score or -score is), less
+            those that are not connected.
         fraction: As `n_edges`, as a part of all edges, rounded down.
         model: Whose graph the scores are for: a wrapped model, a `Trace` or a `Graph`. When omitted,
             the transformer that the scores' own names and shapes tell of.
@@ -140,8 +140,8 @@ def circuit(
             f"{' and '.join(given) or 'none'}."
         )
     ((how, size),) = given.items()
-    if how == "threshold":
-        least = _as_threshold(size)
+    least = _as_threshold(size) if how == "threshold" else None
+    if least is not None:
         chosen = ranking.above(least, prune=prune)
         n = int((ranking.strength >= least).sum())
     else:
@@ -151,7 +151,7 @@ def circuit(
     dropped = asked_for[~chosen[asked_for] & (ranking.scores[asked_for] != 0)]
     found = Circuit(graph, chosen, dropped, ranking.scores[dropped])
     if prune:
-        _tell(found, ranking, n, None if how != "threshold" else least)
+        _tell(found, ranking, n, least)
     return found
 
 
@@ -211,7 +211,7 @@ def _tell(found: Circuit, ranking: Ranking, n_asked: int, threshold: float | Non
 
 def _lacking(found: Circuit, ranking: Ranking, n_asked: int) -> str | None:
     """What is to be said of the strongest edge that was dropped, if anything."""
-    if not len(found.dropped):
+    if not found.dropped:
         return None
     number = found.dropped.numbers[0]
     strength = ranking.strength[number]
@@ -225,6 +225,6 @@ def _lacking(found: Circuit, ranking: Ranking, n_asked: int) -> str | None:
     )
     return (
         f"Of the {n_asked:,} strongest edges the circuit lacks {len(found.dropped):,}, first "
-        f"{str(found.dropped[0])!r} ({found.dropped_scores[0]:.3g}): what leads from it to the end of the "
-        f"stream, or to it from the start, is too weak. {way}; the circuit's .dropped lists all."
+        f"{found._first()}: what leads from it to the end of the stream, or to it from the start, is "
+        f"too weak. {way}; the circuit's .dropped lists all."
     )
