@@ -46,6 +46,7 @@ from circuit_trace.plan import (
     ablate_batch,
     make_plan,
     mean_outputs,
+    warn_if_empty,
 )
 from circuit_trace.score.measure import Measure
 from circuit_trace.trace import About, Trace
@@ -339,6 +340,7 @@ class PatchableModel:
         With neither `edges` nor `masks` nothing is patched: the pass is only recorded, together
         with what `corrupt` would have patched in where it is given. Where something is, a plain pass
         of the same prompt goes before it: what an edge is compared with is what it carries unpatched.
+        A warning says so where the edges asked for come to none.
 
         >>> import circuit_trace as ct
         >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -392,6 +394,7 @@ class PatchableModel:
             if patched is None:
                 patched = self._patched_for(prompts, corrupt, ablation, edges, masks, nodes, more)
             plan = make_plan(self.graph, patched, edges, masks, nodes, heads)
+            warn_if_empty(plan)
             measure = Measure.read(self, prompts, corrupt, answers, metric)
             plans = {"circuit": plan}
             if patch == "complement" or complement:

@@ -60,7 +60,7 @@ def run_demo(
     method = "exact" if model.graph.n_edges <= EXACT_UP_TO else "eap-ig"
     data = (prompts.clean, prompts.corrupt, *prompts.answers)
     scores = score_edges(model, data, "logit_diff", method=method, bar=bar)
-    chosen = circuit(scores, n_edges=n_edges, model=model, method="greedy", prune=False)
+    chosen = circuit(scores, n_edges=n_edges, model=model, method="greedy")
 
     trace = model.trace(
         prompts.clean,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,7 +34,7 @@ class Plan:
     tensors that learn is made anew for each pass by its function in `live`. `heads` are those whose
     attention is recorded. `clean` is what the sources write where nothing is patched, if that is
     known. `keeps` says that what was asked for is kept and everything else patched: then `named` are
-    the edges asked for.
+    the edges asked for. `is_asked` tells a circuit that came out empty from none.
     """
 
     graph: Graph
@@ -44,6 +45,7 @@ class Plan:
     heads: tuple[str, ...] = ()
     clean: SourceOutputs | None = None
     keeps: bool = False
+    is_asked: bool = False
 
     def mask_now(self, module: str) -> Tensor:
         """A touched module's mask with the values that it has now."""
@@ -160,7 +162,8 @@ def make_plan(
             "model.source_outputs(corrupt), or call model.trace(tokens, corrupt=..., edges=...)."
         )
     asked = () if heads is None else head_names(graph, heads)
-    return Plan(graph, touched, tuple(named), patched, live, asked, clean)
+    is_asked = any(one is not None for one in (edges, masks, nodes))
+    return Plan(graph, touched, tuple(named), patched, live, asked, clean, is_asked=is_asked)
 
 
 def _check_outputs(graph: Graph, outputs: object, what: str) -> None:
@@ -176,4 +179,16 @@ def _check_outputs(graph: Graph, outputs: object, what: str) -> None:
         raise InputError(
             f"The {what} outputs come from another model: they have {len(outputs)} sources, this "
             f"model has {len(graph.srcs)}."
+        )
+
+
+def warn_if_empty(plan: Plan) -> None:
+    """Warn where edges, masks or nodes were asked for and they come to no edge at all, as the masks of
+    an empty circuit do. An edge named at mask 0 is one, and so is a mask that learns."""
+    if plan.is_asked and not plan.masks and not plan.named:
+        warnings.warn(
+            "Nothing is patched in this pass: the masks are all 0, as those of an empty circuit, or no "
+            "edge is named. Look at how the edges were chosen (ct.circuit(scores, n_edges=n) leaves n), "
+            "or leave edges= and masks= out to record a pass without patches.",
+            stacklevel=3,
         )

@@ -119,7 +119,10 @@ def _on_path(task: Task, batch: PromptPairs, path: tuple[float, ...]) -> Tensor:
 
 
 def _on_paths_of_sites(task: Task, batch: PromptPairs) -> Tensor:
-    """The gradient's mean over runs in which one site's outputs are on the way, a site at a time."""
+    """The gradient's mean over runs in which one site's outputs are on the way, a site at a time.
+
+    What is added to them leaves their own gradient as it is; EAP-IG's code replaces them, which cuts it.
+    """
     clean = _clean(task, batch)
     changes = (
         _moved(task, clean, site, point)

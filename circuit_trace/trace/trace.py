@@ -254,7 +254,7 @@ class Trace:
     def _listed(self) -> Edges:
         """The edges that are listed unless others are asked for: where something was to be patched,
         none but those, even if it was an empty circuit."""
-        is_asked = any(plan.keeps or plan.masks for plan in self.plans)
+        is_asked = any(plan.is_asked for plan in self.plans)
         return self.edges if self.edges or is_asked else self.graph.edges
 
     def edges_into(self, node: str | tuple[int, str], **options: Any) -> pd.DataFrame:
