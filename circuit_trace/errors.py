@@ -41,3 +41,7 @@ class FormatError(CircuitTraceError, ValueError):
 
 class FormatWarning(UserWarning):
     """A file holds something that is not quite what this library means by it."""
+
+
+class DataWarning(UserWarning):
+    """Prompts or answers that can be run, but hardly are what was meant."""

@@ -13,16 +13,17 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode
 from circuit_trace.hooks.attach import attach, detach_all, unflattened
 from circuit_trace.hooks.delta import Delta, Scratch, add_delta, replace_heads
+from circuit_trace.plan import Prompts
 
 
 def run_rows(
     model: nn.Module,
     anatomy: Anatomy,
     dest: DestNode,
-    tokens: Tensor,
+    prompts: Prompts,
     change: Float[Tensor, "row pos d_model"],
 ) -> Tensor:
-    """Run the model on these tokens and return its logits, with `change` added to what `dest` reads.
+    """Run the model on these prompts and return its logits, with `change` added to what `dest` reads.
 
     Nothing is recorded. Other hooks stay on; like those of a `Session`, the ones here come before
     them where they patch and after them where they look.
@@ -54,7 +55,7 @@ def run_rows(
             handles.append(attach(reader.point, partial(patch, number, reader), first=True))
         handles.append(attach(site.stream, partial(keep, "stream")))
         handles.append(attach(anatomy.logits, partial(keep, "logits")))
-        model(tokens)
+        model(prompts.tokens, **prompts.forward)
     finally:
         detach_all(handles)
     if len(patched) < len(site.readers) or "logits" not in seen:

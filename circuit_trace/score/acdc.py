@@ -17,6 +17,7 @@ from circuit_trace.graph import DestNode
 from circuit_trace.hooks import Session
 from circuit_trace.plan import (
     AblationType,
+    ForwardArg,
     PruneScores,
     SourceOutputs,
     make_plan,
@@ -26,9 +27,8 @@ from circuit_trace.score.exact import BAR_DELAY, ROWS, check_rows
 from circuit_trace.score.groups import EdgeGroup, changes, edge_groups, metrics_of_rows
 from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.options import check_model
-from circuit_trace.score.prompts import read_batches
 from circuit_trace.score.reach import leads_on
-from circuit_trace.score.runs import PairRun, check_patched, run_pairs
+from circuit_trace.score.runs import PairRun, check_patched, is_resampled, run_pairs
 from circuit_trace.score.share import Share
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def acdc(
     ablation: AblationType = AblationType.RESAMPLE,
     patched: SourceOutputs | None = None,
     rows: int = ROWS,
+    forward: ForwardArg | None = None,
     bar: bool = True,
 ) -> AcdcResult:
     """Search a circuit by ACDC: patch each edge in turn and leave it patched if that costs little.
@@ -104,6 +105,7 @@ def acdc(
         ablation: What is patched in.
         patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
         rows: How many prompts a pass runs at most.
+        forward: As in `score_edges`.
         bar: Show a progress bar if it takes longer than two seconds.
 
     Raises:
@@ -124,7 +126,7 @@ def acdc(
     Share.here(model.wrapped_model).check(data)
     runs = [
         run_pairs(model, pairs, measure, ablation=ablation, patched=patched)
-        for pairs in read_batches(model, data)
+        for pairs in model.pairs_of(data, forward, resampled=is_resampled(ablation, patched))
     ]
     search = _Search(runs, float(threshold), sign, check_rows(rows))
     with tqdm(
@@ -233,7 +235,9 @@ def _repeated(patched: SourceOutputs, times: int) -> SourceOutputs:
         else site
         for site in patched.sites
     )
-    return replace(patched, sites=sites, batch=patched.batch * times)
+    is_by_prompt = patched.real is not None and patched.real.shape[0] == patched.batch
+    real = patched.real.repeat(times, 1) if is_by_prompt else patched.real
+    return replace(patched, sites=sites, batch=patched.batch * times, real=real)
 
 
 def _joined(first: EdgeGroup, second: EdgeGroup) -> EdgeGroup:

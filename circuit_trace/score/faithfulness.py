@@ -15,7 +15,13 @@ from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Graph, whole_number
-from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
+from circuit_trace.plan import (
+    AblationType,
+    ForwardArg,
+    PruneScores,
+    SourceOutputs,
+    unflat_scores,
+)
 from circuit_trace.score.circuit import (
     CircuitMethod,
     as_n_edges,
@@ -27,8 +33,7 @@ from circuit_trace.score.circuit import (
 from circuit_trace.score.exact import BAR_DELAY
 from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.options import check_model
-from circuit_trace.score.prompts import read_batches
-from circuit_trace.score.runs import PairRun, check_patched, run_pairs
+from circuit_trace.score.runs import PairRun, check_patched, is_resampled, run_pairs
 from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import name_of
 
@@ -183,6 +188,7 @@ def faithfulness(
     prune: bool = True,
     ablation: AblationType = AblationType.RESAMPLE,
     patched: SourceOutputs | None = None,
+    forward: ForwardArg | None = None,
     bar: bool = True,
 ) -> Faithfulness:
     """Measure the metric of circuits of growing size, chosen by |score|: a pass per size and batch.
@@ -208,6 +214,7 @@ def faithfulness(
         prune: As in `ct.circuit`.
         ablation: What is patched in.
         patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
+        forward: As in `score_edges`.
         bar: Show a progress bar if it takes longer than two seconds.
 
     Raises:
@@ -225,7 +232,8 @@ def faithfulness(
     order = ranked(graph, rankable(graph, scores), circuit)
     circuits = [selected(graph, order[:n], prune=prune) for n in counts]
     Share.here(model.wrapped_model).check(data)
-    batches = list(read_batches(model, data))
+    resampled = is_resampled(ablation, patched)
+    batches = list(model.pairs_of(data, forward, resampled=resampled))
     runs = (run_pairs(model, one, measure, ablation=ablation, patched=patched) for one in batches)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     with tqdm(

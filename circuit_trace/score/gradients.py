@@ -21,9 +21,8 @@ from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
 from circuit_trace.hooks.attach import attach, detach_all, unflattened
-from circuit_trace.plan import SiteOutput
+from circuit_trace.plan import PromptPairs, SiteOutput
 from circuit_trace.score.metrics import PerPrompt
-from circuit_trace.score.prompts import PromptPairs
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
@@ -55,7 +54,6 @@ def gradients(
     *,
     clean_logits: Tensor | None = None,
     change: Change | None = None,
-    forward: Mapping[str, Any] | None = None,
 ) -> Gradients:
     """Run a batch's clean prompts forward and backward; `change` replaces a tensor on its way.
 
@@ -69,7 +67,8 @@ def gradients(
         stack.callback(session.detach)
         taps.attach()
         session.attach()
-        logits = logits_of(model.wrapped_model(batch.clean, **(forward or {})))
+        prompts = batch.clean_prompts
+        logits = logits_of(model.wrapped_model(prompts.tokens, **prompts.forward))
     if session.record is None:
         raise InputError(
             "The pass did not reach the end of the residual stream, so nothing can be scored."
