@@ -221,7 +221,7 @@ def _wanted(
     prompts = [one for name in wanted if (one := found.get(name)) is not None]
     if len(prompts) < len(wanted):
         raise InputError(
-            f"expected {' and '.join(wanted)} prompts, as (clean, corrupt) or under these names; got "
+            f"Expected {' and '.join(wanted)} prompts, as (clean, corrupt) or under these names; got "
             f"a {type(batch).__name__} without them."
         )
     return prompts

@@ -56,9 +56,7 @@ def batch(side: str, token: int = PAD) -> dict[str, Tensor]:
 
 def alone() -> list[tuple[Tensor, ...]]:
     """Each prompt a batch of its own, unpadded."""
-    return [
-        (CLEAN[i], CORRUPT[i], RIGHT[i : i + 1], WRONG[i : i + 1]) for i in range(len(LENGTHS))
-    ]
+    return [(CLEAN[i], CORRUPT[i], RIGHT[i : i + 1], WRONG[i : i + 1]) for i in range(len(LENGTHS))]
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -248,9 +246,9 @@ def test_prompts_of_a_loss_have_two_tokens_or_more() -> None:
 def test_arguments_that_cannot_be_repeated_are_refused() -> None:
     model = wrapped(TYPICAL[0])
     data = (tokens(1), tokens(2), RIGHT[:2], WRONG[:2])
-    message = r"the argument 'past_kv_cache' of forward= is a object, which cannot be copied"
+    message = r"the argument 'loss_per_token' of forward= is a object, which cannot be copied"
     with pytest.raises(ct.InputError, match=message):
-        ct.exact_scores(model, data, forward={"past_kv_cache": object()})
+        ct.exact_scores(model, data, forward={"loss_per_token": object()})
 
 
 @pytest.mark.parametrize("name", [n for n in TYPICAL if n.startswith("bridge")][:1])
