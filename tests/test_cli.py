@@ -280,7 +280,7 @@ def test_convert_a_circuit_and_without_positions(capsys: Printed) -> None:
 WRONG = {
     "prompts of other lengths": (
         ["demo", "--clean", "When Mary"],
-        "must have the same number of prompts",
+        "The two prompts must have the same number of tokens, got 3 and 15",
     ),
     "no such model": (["demo", "--model", "no-such-model"], "no-such-model"),
     "one answer": (

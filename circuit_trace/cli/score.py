@@ -26,6 +26,7 @@ from circuit_trace.plan import flat_scores
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from circuit_trace.model import PatchableModel
     from circuit_trace.plan import PruneScores
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     rows = _rows(options)
     model = wrapped(options.model)
     if options.positions:
-        model = at_positions(model, model.to_tokens(rows[0]["clean"]).shape[1])
+        model = at_positions(model, len(_first(model, rows)))
     scores = ct.score_edges(
         model,
         list(_batches(rows, options.batch_size)),
@@ -209,7 +210,12 @@ def _tokens(model: PatchableModel, rows: list[dict[str, str]]) -> list[str] | No
     to_strings = model.anatomy.to_strings
     if model.seq_len is None or to_strings is None or len(rows) > 1:
         return None
-    return to_strings(model.to_tokens(rows[0]["clean"])[0])
+    return to_strings(_first(model, rows))
+
+
+def _first(model: PatchableModel, rows: list[dict[str, str]]) -> Tensor:
+    """The tokens of the first clean prompt, as long as its pair."""
+    return model.pair_of(rows[0]["clean"], rows[0].get("corrupt")).clean[0]
 
 
 def _strongest(

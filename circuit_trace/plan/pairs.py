@@ -86,7 +86,7 @@ class PromptPairs:
     @property
     def other_prompts(self) -> Prompts:
         """What is patched in is made of these: the corrupt prompts, or for lack of them the clean."""
-        return self.corrupt_prompts or self.clean_prompts
+        return self.clean_prompts if self.corrupt_prompts is None else self.corrupt_prompts
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -102,8 +102,9 @@ class PromptPairs:
             return []
         is_same = self.clean == self.corrupt.to(self.clean.device)
         is_same = is_same.reshape(*is_same.shape[:2], -1).all(2)
-        if self.attention_mask is not None:
-            is_same |= ~self.attention_mask
+        masks = (self.attention_mask, self.corrupt_attention_mask)
+        one, other = (torch.ones_like(is_same) if mask is None else mask for mask in masks)
+        is_same = (is_same | ~one) & (one == other)
         return is_same.all(1).nonzero()[:, 0].tolist()
 
     def warn_of_twins(self, logits: Float[Tensor, "batch seq d_vocab"]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def by_hand(metric: str, prompt: int, where: list[int]) -> float:
     if metric == "kl":
         before = log_softmax(CLEAN_LOGITS[prompt, where[-1]])
         return float((before.exp() * (before - log_softmax(last))).sum())
-    steps = list(zip(where, where[1:], strict=False))
+    steps = list(pairwise(where))
     losses = [-float(log_softmax(LOGITS[prompt, a])[TOKENS[prompt, b]]) for a, b in steps]
     return sum(losses) / len(losses)
 
