@@ -450,7 +450,7 @@ class PatchableModel:
         data = pairs if ablation.mean_over_dataset else pairs.other_prompts
         return self.source_outputs(data, ablation).within(pairs.attention_mask)
 
-    def prompts_of(self, prompts: Any, forward: Mapping[str, Any] | None = None) -> Prompts:
+    def prompts_of(self, prompts: Any, forward: ForwardArg | None = None) -> Prompts:
         """A prompt, or a batch of them, as the model runs it: token ids, arguments, and padding.
 
         >>> import circuit_trace as ct

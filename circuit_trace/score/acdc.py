@@ -235,8 +235,9 @@ def _repeated(patched: SourceOutputs, times: int) -> SourceOutputs:
         else site
         for site in patched.sites
     )
-    is_by_prompt = patched.real is not None and patched.real.shape[0] == patched.batch
-    real = patched.real.repeat(times, 1) if is_by_prompt else patched.real
+    real = patched.real
+    if real is not None and real.shape[0] == patched.batch:
+        real = real.repeat(times, 1)
     return replace(patched, sites=sites, batch=patched.batch * times, real=real)
 
 
