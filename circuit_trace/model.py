@@ -268,10 +268,7 @@ class PatchableModel:
         """
         _check_ablation(ablation)
         if ablation.mean_over_dataset:
-            wanted = (("clean",) if ablation.clean_dataset else ()) + (
-                ("corrupt",) if ablation.corrupt_dataset else ()
-            )
-            sets = read_prompt_sets(self.anatomy, data, forward, wanted)
+            sets = read_prompt_sets(self.anatomy, data, forward, ablation.averaged)
             sites, real = mean_outputs(self._written, sets, ablation)
             return SourceOutputs(self.srcs, sites, 1, sites[0].code.shape[1], ablation, real)
         prompts = self.prompts_of(data, forward)

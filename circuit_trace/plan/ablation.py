@@ -36,6 +36,12 @@ class AblationType(Enum):
         return self.clean_dataset or self.corrupt_dataset
 
     @property
+    def averaged(self) -> tuple[str, ...]:
+        """Which prompts of a dataset the mean runs over, "clean", "corrupt" or both."""
+        both = (("clean", self.clean_dataset), ("corrupt", self.corrupt_dataset))
+        return tuple(name for name, is_averaged in both if is_averaged)
+
+    @property
     def clean_dataset(self) -> bool:
         """Whether the mean runs over clean prompts."""
         return self in (
