@@ -27,6 +27,7 @@ from circuit_trace.anatomy import SourceSite as SourceSite
 from circuit_trace.anatomy import Unembed as Unembed
 from circuit_trace.errors import AnatomyError as AnatomyError
 from circuit_trace.errors import CircuitTraceError as CircuitTraceError
+from circuit_trace.errors import DataWarning as DataWarning
 from circuit_trace.errors import EdgeError as EdgeError
 from circuit_trace.errors import EdgeWarning as EdgeWarning
 from circuit_trace.errors import FigureError as FigureError

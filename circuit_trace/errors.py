@@ -49,3 +49,7 @@ class MaskWarning(UserWarning):
 
 class EdgeWarning(UserWarning):
     """A name of edges or nodes that may mean fewer than it seems to."""
+
+
+class DataWarning(UserWarning):
+    """Prompts or answers that can be run, but hardly are what was meant."""

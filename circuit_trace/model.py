@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any, Literal, get_args
 from weakref import finalize
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_trace.anatomy import Anatomy, find_anatomy
-from circuit_trace.errors import AnatomyError, InputError, NoTraceError
+from circuit_trace.errors import AnatomyError, DataWarning, InputError, NoTraceError
 from circuit_trace.graph import (
     DestNode,
     Edge,
@@ -38,14 +40,22 @@ from circuit_trace.hooks import (
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
+    ForwardArg,
     HeadsArg,
     NodesArg,
     Plan,
+    PromptPairs,
+    Prompts,
     PruneScores,
+    SiteOutput,
     SourceOutputs,
     ablate_batch,
     make_plan,
     mean_outputs,
+    pair_of,
+    read_pairs,
+    read_prompt_sets,
+    real_after,
     warn_if_empty,
 )
 from circuit_trace.score.measure import Measure
@@ -239,7 +249,7 @@ class PatchableModel:
         data: Any,
         ablation: AblationType = AblationType.RESAMPLE,
         *,
-        forward: Mapping[str, Any] | None = None,
+        forward: ForwardArg | None = None,
     ) -> SourceOutputs:
         """Run a prompt, a batch or a dataset and keep what is to be patched in for each source.
 
@@ -249,30 +259,37 @@ class PatchableModel:
         tensor(0.)
 
         Args:
-            data: Tokens `[batch, seq]`, a string or a list of strings. For the three means over a
-                dataset, any iterable of such batches, or of pairs `(clean, corrupt)` of them, given
-                as tuples, as mappings or as objects with those two names.
+            data: Tokens `[batch, seq]`, a string or a list of strings; of unequal length, these are
+                padded and masked. For the three means over a dataset, what `score_edges` takes: one
+                batch `(clean, corrupt)`, with or without answers, or an iterable of batches; also of
+                prompts without a pair, such as `[tokens, tokens]`. A tuple is one batch, so two
+                prompts in it are a pair. A list holds batches, or texts, which are one batch of
+                prompts; two tensors, or two lists of texts, in a list within the data are a pair, as
+                a DataLoader makes it.
             ablation: What becomes of the outputs; see `AblationType`.
             forward: More arguments of the forward pass, such as `{"attention_mask": mask}` for
-                padded prompts; in passes over a dataset it would be the same for all batches.
+                padded tokens; or, for a dataset, a function of a batch that returns them.
 
         Raises:
             InputError: Data of the wrong kind, empty, or batches of unequal length.
         """
         _check_ablation(ablation)
         if ablation.mean_over_dataset:
-            sites, seq = mean_outputs(
-                lambda batch: self._record(batch, forward, needs_logits=False).outputs,
-                data,
-                ablation,
-            )
-            return SourceOutputs(self.srcs, sites, 1, seq, ablation)
-        record = self._record(data, forward, needs_logits=False)
-        batch, seq = record.outputs[0].code.shape[:2]
+            sets = read_prompt_sets(self.anatomy, data, forward, ablation.averaged)
+            sites, real = mean_outputs(self._written, sets, ablation)
+            return SourceOutputs(self.srcs, sites, 1, sites[0].code.shape[1], ablation, real)
+        prompts = self.prompts_of(data, forward)
+        written = self._written(prompts)
+        batch, seq = written[0].code.shape[:2]
         sites = tuple(
-            replace(site, code=ablate_batch(site.code, ablation)) for site in record.outputs
+            replace(site, code=ablate_batch(site.code, ablation, prompts.real)) for site in written
         )
-        return SourceOutputs(self.srcs, sites, batch, seq, ablation)
+        real = real_after(ablation, prompts.real)
+        return SourceOutputs(self.srcs, sites, batch, seq, ablation, real)
+
+    def _written(self, prompts: Prompts) -> Sequence[SiteOutput]:
+        """What every source writes on some prompts, outside every open patch."""
+        return self._record(prompts, needs_logits=False).outputs
 
     def patch(
         self,
@@ -356,7 +373,9 @@ class PatchableModel:
         0.35 0.0
 
         Args:
-            tokens: The prompt to run: tokens `[batch, seq]`, a string or a list of strings.
+            tokens: The prompt to run: tokens `[batch, seq]`, a string or a list of strings. Texts of
+                unequal length are padded at the left and masked, so that clean and corrupt prompts
+                are aligned from the end; nothing is patched where either has padding.
             corrupt: The prompt to patch in, of the same shape; ablations that need none may go
                 without.
             edges: As in `patch`.
@@ -366,8 +385,8 @@ class PatchableModel:
                 `tokens` as the clean and `corrupt` as the corrupt prompts.
             nodes: As in `patch`.
             heads: As in `patch`.
-            forward: More arguments of both passes, such as `{"attention_mask": mask}` for prompts
-                that are padded alike.
+            forward: More arguments of both passes, such as `{"attention_mask": mask}` for tokens
+                that are padded alike, on either side.
             clean: Record what the sources write unpatched too, by a plain pass; False saves it.
             answers: What should follow and what should not, `(" Mary", " John")`, each a token's text
                 or id or a list of these: `trace.outcome` then holds the difference of their logits in
@@ -388,47 +407,48 @@ class PatchableModel:
         _check_ablation(ablation)
         names_edges = not (edges is None and masks is None and nodes is None)
         _check_patch(patch, complement, names_edges, answers is not None or metric is not None)
-        more = _checked_forward(forward)
-        prompts = self.tokens_of(tokens)
+        pairs = self.pair_of(tokens, corrupt, forward)
+        prompts, other = pairs.clean_prompts, pairs.corrupt_prompts
         with torch.no_grad():
             if patched is None:
-                patched = self._patched_for(prompts, corrupt, ablation, edges, masks, nodes, more)
+                patched = self._patched_for(pairs, ablation, is_asked=names_edges)
+            elif isinstance(patched, SourceOutputs):
+                patched = patched.within(pairs.attention_mask)
             plan = make_plan(self.graph, patched, edges, masks, nodes, heads)
             warn_if_empty(plan)
-            measure = Measure.read(self, prompts, corrupt, answers, metric)
+            measure = Measure.read(self.anatomy, pairs, answers, metric)
             plans = {"circuit": plan}
             if patch == "complement" or complement:
                 plans["complement"] = plan.complement()
             plain = None
             if plans[patch].masks and (clean or measure is not None):
-                plain = self._record(prompts, more, needs_logits=measure is not None)
+                plain = self._record(prompts, needs_logits=measure is not None)
             logits: dict[str, Tensor | None] = {}
             if measure is not None and patched is not None:
-                is_corrupt = corrupt is not None and ablation is AblationType.RESAMPLE
                 logits["corrupt"] = (
-                    self._record(corrupt, more).logits
-                    if is_corrupt
-                    else self._run(_everything(plan), prompts, more).trace_of(self).logits
+                    self._record(other).logits
+                    if other is not None and ablation is AblationType.RESAMPLE
+                    else self._run(_everything(plan), prompts).trace_of(self).logits
                 )
             for name in plans if complement else ():
                 if name != patch:
-                    logits[name] = self._run(plans[name], prompts, more).trace_of(self).logits
+                    logits[name] = self._run(plans[name], prompts).trace_of(self).logits
             known = self._outputs_of(plain) if plain is not None and clean else None
-            recorded = self._run(replace(plans[patch], clean=known), prompts, more)
-        trace = recorded.trace_of(self)
+            recorded = self._run(replace(plans[patch], clean=known), prompts)
+        trace = replace(recorded.trace_of(self), real=prompts.real)
         if measure is not None:
             logits["clean"] = trace.logits if plain is None else plain.logits
             if trace.is_patched:
                 logits[patch] = trace.logits
             outcome = measure.outcome(logits, patch if trace.is_patched else None)
-            trace = recorded.keep(replace(trace, outcome=outcome))
-        return trace
+            trace = replace(trace, outcome=outcome)
+        return recorded.keep(trace)
 
-    def _run(self, plan: Plan, prompts: Any, forward: Mapping[str, Any]) -> _Recorded:
+    def _run(self, plan: Plan, prompts: Prompts) -> _Recorded:
         """One patched pass; another thread may set `last_trace` after it."""
         patching = Patching(self, plan)
         with patching, same_every_time(self.wrapped_model):
-            self.wrapped_model(prompts, **forward)
+            self.wrapped_model(prompts.tokens, **prompts.forward)
         if not patching.recorded:
             raise InputError(NOT_TO_THE_END)
         return patching.recorded[-1]
@@ -452,92 +472,97 @@ class PatchableModel:
         return self._last.trace_of(self)
 
     def _patched_for(
-        self,
-        clean: Any,
-        corrupt: Any,
-        ablation: AblationType,
-        edges: Any,
-        masks: Any,
-        nodes: Any,
-        forward: Mapping[str, Any],
+        self, pairs: PromptPairs, ablation: AblationType, *, is_asked: bool
     ) -> SourceOutputs | None:
-        if corrupt is not None:
-            corrupt = self.tokens_of(corrupt)
-            _check_same_shape(clean, corrupt)
-        nothing_asked = edges is None and masks is None and nodes is None and corrupt is None
+        """What is patched into the clean prompts: what an ablation makes of the corrupt ones."""
         needs_corrupt = ablation is AblationType.RESAMPLE or ablation.corrupt_dataset
-        if nothing_asked or (needs_corrupt and corrupt is None):
+        if pairs.corrupt is None and (needs_corrupt or not is_asked):
             return None  # make_plan says what is missing, if anything is
-        if ablation.mean_over_dataset:
-            pairs = [(clean, clean if corrupt is None else corrupt)]
-            return self.source_outputs(pairs, ablation, forward=forward)
-        return self.source_outputs(clean if corrupt is None else corrupt, ablation, forward=forward)
+        if ablation is AblationType.RESAMPLE and len(pairs.same) == len(pairs):
+            warnings.warn(
+                "The corrupt prompts are the same as the clean ones, so patching changes nothing.",
+                DataWarning,
+                stacklevel=3,
+            )
+        data = pairs if ablation.mean_over_dataset else pairs.other_prompts
+        return self.source_outputs(data, ablation).within(pairs.attention_mask)
 
-    def tokens_of(self, tokens: Any) -> Any:
-        """Token ids `[batch, seq]` of a prompt or more: a string, a list of strings, or ids, checked.
+    def prompts_of(self, prompts: Any, forward: ForwardArg | None = None) -> Prompts:
+        """A prompt, or a batch of them, as the model runs it: token ids, arguments, and padding.
+
+        >>> import circuit_trace as ct
+        >>> model = ct.wrap(ct.load_model("bundled"))
+        >>> prompts = model.prompts_of(["When Mary and John went", "When Mary"])
+        >>> prompts.real.sum(1).tolist()
+        [6, 3]
+        >>> logits = model(prompts.tokens, **prompts.forward)
+
+        Args:
+            prompts: Token ids `[batch, seq]`, a string, or a list of strings; those of unequal length
+                are padded at the left and masked.
+            forward: More arguments of the forward pass. An `attention_mask` among them says where
+                these tokens are padded, on either side.
 
         Raises:
             InputError: They are none that this model can run.
         """
-        is_text = isinstance(tokens, str) or (
-            isinstance(tokens, list | tuple)
-            and len(tokens) > 0
-            and all(isinstance(one, str) for one in tokens)
-        )
-        if is_text:
-            if self.anatomy.to_tokens is None:
-                raise InputError(
-                    "Got text, but the wrapped model has no tokenizer: pass token ids [batch, seq]."
-                )
-            if isinstance(tokens, str):
-                return self.anatomy.to_tokens(tokens)
-            rows = [self.anatomy.to_tokens(text) for text in tokens]
-            _check_equal_lengths([row.shape[1] for row in rows])
-            return torch.cat(rows)
-        if isinstance(tokens, Tensor):
-            return self._checked(tokens)
-        raise InputError(
-            f"Expected token ids as a tensor [batch, seq], a string or a list of strings; got "
-            f"{type(tokens).__name__}."
-        )
+        if isinstance(prompts, Prompts):
+            return prompts
+        return self._runnable(pair_of(self.anatomy, prompts, None, forward)).clean_prompts
 
-    def _checked(self, tokens: Tensor) -> Tensor:
-        """Token ids that this model can run; the input of a model without tokens as it is."""
-        if tokens.numel() == 0:
-            raise InputError(
-                f"There is nothing to run: the tokens have the shape {tuple(tokens.shape)}."
-            )
-        if self.anatomy.tokens is None:
-            return tokens
-        if tokens.dtype not in (torch.int32, torch.int64) or tokens.ndim not in (1, 2):
-            raise InputError(
-                f"Expected token ids as whole numbers (int64) [batch, seq]; got {tokens.dtype} of "
-                f"the shape {tuple(tokens.shape)}."
-            )
-        tokens = tokens if tokens.ndim == 2 else tokens[None]
-        d_vocab = getattr(self.cfg, "d_vocab", None) or float("inf")
-        n_ctx = getattr(self.cfg, "n_ctx", None) or float("inf")
-        low, high = (int(end) for end in torch.aminmax(tokens))
-        if low < 0 or high >= d_vocab:
-            raise InputError(
-                f"The token ids run from {low} to {high}; this model knows 0 to {d_vocab - 1}."
-            )
-        if tokens.shape[1] > n_ctx:
-            raise InputError(
-                f"The prompt has {tokens.shape[1]} tokens; this model's context is {n_ctx}."
-            )
-        return tokens
+    def pairs_of(
+        self, data: Any, forward: ForwardArg | None = None, *, resampled: bool = False
+    ) -> Iterator[PromptPairs]:
+        """Read pairs of prompts batch by batch, as all that scores edges does.
 
-    def _record(
-        self, data: Any, forward: Mapping[str, Any] | None = None, *, needs_logits: bool = True
-    ) -> PassRecord:
+        Args:
+            data: One batch `(clean, corrupt)`, `(clean, corrupt, answers)` or `(clean, corrupt,
+                answers, wrong_answers)`, or a mapping or object with these names, to which
+                `attention_mask` and `corrupt_attention_mask` may be added; or an iterable of batches.
+            forward: More arguments of the forward passes, or a function of a batch that returns them.
+            resampled: Refuse data all of whose corrupt prompts are their clean ones.
+
+        Raises:
+            InputError: The data cannot be read; the number of the batch is named.
+        """
+        pairs = read_pairs(self.anatomy, data, forward, resampled=resampled)
+        return map(self._runnable, pairs)
+
+    def pair_of(
+        self, clean: Any, corrupt: Any = None, forward: Mapping[str, Any] | None = None
+    ) -> PromptPairs:
+        """A clean prompt and a corrupt one (or batches of them) aligned for one pass.
+
+        Raises:
+            InputError: They are none that this model can run, or do not fit each other.
+        """
+        return self._runnable(pair_of(self.anatomy, clean, corrupt, forward))
+
+    def _runnable(self, pairs: PromptPairs) -> PromptPairs:
+        """A batch whose arguments the model's forward pass takes."""
+        self._check_takes(pairs.clean_prompts)
+        self._check_takes(pairs.other_prompts)
+        return pairs
+
+    def _check_takes(self, prompts: Prompts) -> None:
+        takes = signature(self.wrapped_model.forward).parameters
+        unknown = sorted(set(prompts.forward) - set(takes))
+        if unknown and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+            raise InputError(
+                f"The forward pass of this {type(self.wrapped_model).__name__} takes no argument "
+                f"{unknown[0]!r}; it takes {', '.join(takes)}. A model without attention_mask runs no "
+                "padded prompts: give it prompts of one length."
+            )
+
+    def _record(self, prompts: Prompts, *, needs_logits: bool = True) -> PassRecord:
         """Run one batch outside every open patch and return its record."""
-        batch, more = self.tokens_of(data), _checked_forward(forward)
+        self._check_takes(prompts)
+        more = prompts.forward
         if not needs_logits:
             more = {**self.anatomy.without_logits, **more}
         check_alone(self.wrapped_model, self)
         session = Session(self.wrapped_model, self.anatomy, reads=False)
-        run = partial(session.during, lambda: self.wrapped_model(batch, **more))
+        run = partial(session.during, lambda: self.wrapped_model(prompts.tokens, **more))
         with torch.no_grad(), same_every_time(self.wrapped_model):
             unpatched(self.wrapped_model, run)
         if session.record is None:
@@ -546,11 +571,10 @@ class PatchableModel:
 
     def _trace_of(self, record: PassRecord) -> Trace:
         current = self._outputs_of(record)
-        batch, seq = current.batch, current.seq
         return Trace(
             graph=self.graph,
             current=current,
-            plans=tuple(_fitted(plan, batch, seq) for plan in record.plans),
+            plans=tuple(_fitted(plan, record.outputs) for plan in record.plans),
             tokens=record.tokens,
             recorded_logits=record.logits,
             logits_version=record.logits_version,
@@ -638,21 +662,13 @@ def _keep(model: PatchableModel, recorded: list[_Recorded], record: PassRecord) 
     model._last = recorded[0]
 
 
-def _fitted(plan: Plan, batch: int, seq: int) -> Plan:
-    patched = plan.patched and plan.patched.fitted(batch, seq)
-    clean = plan.clean and plan.clean.fitted(batch, seq, "clean")
+def _fitted(plan: Plan, outputs: Sequence[SiteOutput]) -> Plan:
+    """A plan for the record of a pass: what is patched has its shape, and is what the pass has where
+    there is padding."""
+    batch, seq = outputs[0].code.shape[:2]
+    patched = plan.patched and plan.patched.fitted(batch, seq).filled(outputs)
+    clean = plan.clean and plan.clean.fitted(batch, seq, what="clean")
     return replace(plan, patched=patched, clean=clean)
-
-
-def _checked_forward(forward: Any) -> Mapping[str, Any]:
-    if forward is None:
-        return {}
-    if not isinstance(forward, Mapping) or not all(isinstance(name, str) for name in forward):
-        raise InputError(
-            "forward must map names of the model's forward arguments to values, such as "
-            f'{{"attention_mask": mask}}; got {forward!r}.'
-        )
-    return forward
 
 
 def _everything(plan: Plan) -> Plan:
@@ -683,21 +699,4 @@ def _check_ablation(ablation: object) -> None:
         raise InputError(
             f"ablation must be an AblationType ({', '.join(a.name for a in AblationType)}); "
             f"got {ablation!r}."
-        )
-
-
-def _check_equal_lengths(lengths: list[int]) -> None:
-    if len(set(lengths)) > 1:
-        raise InputError(
-            f"The prompts of a batch must have the same number of tokens, got {lengths}: padding "
-            "would be patched like text. Run prompts of one length at a time, or tokenize and pad "
-            'them yourself and say where: forward={"attention_mask": mask}, in source_outputs too.'
-        )
-
-
-def _check_same_shape(clean: Any, corrupt: Any) -> None:
-    if clean.shape[:2] != corrupt.shape[:2]:
-        raise InputError(
-            f"Clean and corrupt prompts must have the same number of prompts and of tokens, got "
-            f"{tuple(clean.shape[:2])} and {tuple(corrupt.shape[:2])} ([batch, seq])."
         )

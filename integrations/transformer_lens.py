@@ -149,6 +149,7 @@ class _Builder:
             cfg=cfg,
             # HookedTransformer's unembedding copies W_U in each pass.
             without_logits={"return_type": None} if self.norm is _hooked_norm else {},
+            pad_token=_pad_token(self.model),
         )
 
     def _unembed(self) -> Unembed:
@@ -360,6 +361,12 @@ def _to_tokens(model: Any, text: str | list[str]) -> Tensor:
             "Got text, but the wrapped model has no tokenizer: pass token ids [batch, seq]."
         )
     return model.to_tokens(text)
+
+
+def _pad_token(model: Any) -> int:
+    """The tokenizer's padding, if the model has an embedding for it."""
+    found = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
+    return found if isinstance(found, int) and 0 <= found < model.cfg.d_vocab else 0
 
 
 def _ids_of(tokenizer: Any) -> Callable[[str], list[int]] | None:

@@ -120,6 +120,21 @@ def test_score_a_file_of_prompts_of_two_lengths(
     assert Path("run.part").exists()
 
 
+def test_a_shorter_corrupt_prompt_is_aligned_at_the_end(capsys: Printed) -> None:
+    """Positions are those of the longer prompt, and what has no counterpart is not patched."""
+    prompts = ("--clean", CLEAN, "--corrupt", "When John and Mary went to", "--positions")
+    printed = run(capsys, "score", *prompts, "--metric", "loss", "-o", "p.pkl")
+    assert "prompts: 1." in printed
+    scores = ct.load_scores("p.pkl")["blocks.1.hook_resid_post"]
+    n = len(prompts[3].split()) + 1  # and the beginning of the text
+    assert scores.shape[0] == len(CLEAN.split()) + 1
+    assert not scores[:-n].any()
+    assert scores[-n:-1].any(1).all()
+    run(capsys, "trace", *prompts, "--edges", "A1.0->Resid End", "-o", "p.trace")
+    trace = ct.Trace.load("p.trace")
+    assert not trace.edge((0, "A1.0->Resid End")).delta[:, :-n].any()
+
+
 def test_score_at_positions_then_trace_the_strongest(capsys: Printed) -> None:
     prompts = ("--clean", CLEAN, "--corrupt", CORRUPT)
     printed = run(
@@ -280,7 +295,7 @@ def test_convert_a_circuit_and_without_positions(capsys: Printed) -> None:
 WRONG = {
     "prompts of other lengths": (
         ["demo", "--clean", "When Mary"],
-        "must have the same number of prompts",
+        "The two prompts must have the same number of tokens, got 3 and 15",
     ),
     "no such model": (["demo", "--model", "no-such-model"], "no-such-model"),
     "one answer": (

@@ -408,9 +408,18 @@ def test_a_string_is_one_prompt_and_a_list_of_strings_a_batch() -> None:
     assert torch.equal(by_hand.logits, two.logits)
 
 
-def test_texts_of_unequal_length_are_refused() -> None:
+def test_tokens_of_unequal_length_are_refused() -> None:
     with pytest.raises(ct.InputError, match=r"got \(1, 4\) and \(1, 3\)"):
-        reading_model().trace("abcd", corrupt="abc", edges=[E1])
+        reading_model().trace(tokens(1, batch=1, seq=4), corrupt=tokens(2, batch=1, seq=3))
+
+
+def test_texts_of_unequal_length_are_aligned_at_the_end() -> None:
+    """Each prompt is patched as it is alone; see `tests/plan/test_prompts.py`."""
+    model = reading_model()
+    two = model.trace(["abcd", "ef"], corrupt=["dcba", "gh"], edges=[E1])
+    for row, (clean, corrupt) in enumerate((("abcd", "dcba"), ("ef", "gh"))):
+        one = model.trace(clean, corrupt=corrupt, edges=[E1])
+        assert_close(two.logits[row, -one.seq :], one.logits[0], rtol=1e-4, atol=1e-5)
 
 
 def test_datasets_of_text() -> None:
@@ -419,7 +428,7 @@ def test_datasets_of_text() -> None:
     for data in (
         ["abcd", "efgh", "ijkl"],
         [["abcd", "efgh"], ["ijkl"]],
-        [("abcd", "x"), ("efgh", "x"), ("ijkl", "x")],
+        [("abcd", "w"), ("efgh", "w"), ("ijkl", "w")],
     ):
         assert_close(model.source_outputs(data, mean).stack(), expected.stack()[:, :1])
     one = model.source_outputs("abcd", mean)
@@ -692,12 +701,6 @@ def test_nodes_that_are_none(nodes: Any, message: str) -> None:
 def test_tokens_that_the_model_cannot_run(data: torch.Tensor, message: str) -> None:
     with pytest.raises(ct.InputError, match=message):
         wrapped("hooked LN").source_outputs(data)
-
-
-def test_prompts_of_unequal_length_are_not_padded_in_silence() -> None:
-    model = ct.wrap(ct.load_model("bundled"))
-    with pytest.raises(ct.InputError, match=r"same number of tokens, got \[6, 3\]"):
-        model.source_outputs(["When Mary and John went", "When Mary"])
 
 
 def test_wrapping_inside_an_open_patch() -> None:

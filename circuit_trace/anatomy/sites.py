@@ -186,3 +186,5 @@ class Anatomy:
     cfg: Any = None
     without_logits: Mapping[str, Any] = field(default_factory=dict)
     """Options of a pass whose logits nobody needs, to leave out a costly unembedding."""
+    pad_token: int = 0
+    """What fills up the shorter ones of several prompts; any token will do, since it is masked."""

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from circuit_trace.plan import flat_scores
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from circuit_trace.model import PatchableModel
     from circuit_trace.plan import PruneScores
@@ -62,7 +62,9 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--model", default="bundled", help=MODEL)
     parser.add_argument("--clean", metavar="PROMPT", help="what is run")
-    parser.add_argument("--corrupt", metavar="PROMPT", help="what is patched in, as long in tokens")
+    parser.add_argument(
+        "--corrupt", metavar="PROMPT", help="what is patched in, aligned at the end"
+    )
     parser.add_argument(
         "--answers", nargs="+", metavar="TOKEN", help="the right next token, and the wrong one"
     )
@@ -113,10 +115,10 @@ def run(options: argparse.Namespace) -> int:
     rows = _rows(options)
     model = wrapped(options.model)
     if options.positions:
-        model = at_positions(model, model.to_tokens(rows[0]["clean"]).shape[1])
+        model = at_positions(model, len(_first(model, rows)))
     scores = ct.score_edges(
         model,
-        list(_batches(model, rows, options.batch_size)),
+        list(_batches(rows, options.batch_size)),
         options.metric,
         method=options.method,
         steps=options.steps,
@@ -196,15 +198,11 @@ def _read(path: Path) -> list[dict[str, str]]:
     return [dict(zip(columns, row, strict=True)) for row in table[columns].itertuples(index=False)]
 
 
-def _batches(
-    model: PatchableModel, rows: list[dict[str, str]], size: int
-) -> Iterator[dict[str, list[str]]]:
-    """Neighbouring rows of one length in tokens, up to `size` of them."""
-    for _, some in groupby(rows, lambda row: model.to_tokens(row["clean"]).shape[1]):
-        alike = list(some)
-        for start in range(0, len(alike), size):
-            part = alike[start : start + size]
-            yield {name: [row[name] for row in part] for name in part[0]}
+def _batches(rows: list[dict[str, str]], size: int) -> Iterator[dict[str, list[str]]]:
+    """Neighbouring rows, up to `size` of them; those of unequal length are padded when they are read."""
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield {name: [row[name] for row in part] for name in part[0]}
 
 
 def _tokens(model: PatchableModel, rows: list[dict[str, str]]) -> list[str] | None:
@@ -212,7 +210,12 @@ def _tokens(model: PatchableModel, rows: list[dict[str, str]]) -> list[str] | No
     to_strings = model.anatomy.to_strings
     if model.seq_len is None or to_strings is None or len(rows) > 1:
         return None
-    return to_strings(model.to_tokens(rows[0]["clean"])[0])
+    return to_strings(_first(model, rows))
+
+
+def _first(model: PatchableModel, rows: list[dict[str, str]]) -> Tensor:
+    """The tokens of the first clean prompt, as long as its pair."""
+    return model.pair_of(rows[0]["clean"], rows[0].get("corrupt")).clean[0]
 
 
 def _strongest(

@@ -108,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
         )
     model = wrapped(options.model)
     if options.positions or any("@" in name for name in (*edges, *nodes)):
-        model = at_positions(model, model.to_tokens(options.clean[0]).shape[1])
+        aligned = model.pair_of(options.clean, options.corrupt)
+        model = at_positions(model, aligned.clean.shape[1])
     if options.scores is not None:
         edges |= _highest(options, model)
     trace = model.trace(

@@ -55,8 +55,13 @@ def run_demo(
             "moves the logits of one against the other."
         )
     whole = wrap(hooked)
-    n_tokens = whole.to_tokens(prompts.clean).shape[1]
-    model = wrap(hooked, seq_len=n_tokens, verify=False, anatomy=whole.anatomy)
+    lengths = [whole.to_tokens(text).shape[1] for text in (prompts.clean, prompts.corrupt)]
+    if lengths[0] != lengths[1]:
+        raise InputError(
+            f"The two prompts must have the same number of tokens, got {lengths[0]} and {lengths[1]}: "
+            "what flows is drawn position by position."
+        )
+    model = wrap(hooked, seq_len=lengths[0], verify=False, anatomy=whole.anatomy)
     method = "exact" if model.graph.n_edges <= EXACT_UP_TO else "eap-ig"
     data = (prompts.clean, prompts.corrupt, *prompts.answers)
     scores = score_edges(model, data, "logit_diff", method=method, bar=bar)

@@ -231,6 +231,9 @@ class PassDeltas:
         else:
             difference = patched.code.to(current.code) - current.code
             weight, gain = current.weight, current.gain
+        if self.plan.patched.real is not None:  # elsewhere there is nothing to patch in
+            real = self.plan.patched.real.to(difference.device)[..., None, None]
+            difference = torch.where(real, difference, torch.zeros_like(difference))
         if torch.is_grad_enabled():
             # Autograd cannot follow writes into one buffer that later products have saved.
             block = project(difference, weight, slots, gain)

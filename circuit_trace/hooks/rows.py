@@ -13,16 +13,17 @@ from circuit_trace.graph import DestNode
 from circuit_trace.hooks.attach import attach, unflattened
 from circuit_trace.hooks.delta import Delta, Scratch, add_delta, replace_heads
 from circuit_trace.hooks.scope import Scope
+from circuit_trace.plan import Prompts
 
 
 def run_rows(
     model: nn.Module,
     anatomy: Anatomy,
     dest: DestNode,
-    tokens: Tensor,
+    prompts: Prompts,
     change: Float[Tensor, "row pos d_model"],
 ) -> Tensor:
-    """Run the model on these tokens and return its logits, with `change` added to what `dest` reads.
+    """Run the model on these prompts and return its logits, with `change` added to what `dest` reads.
 
     Nothing is recorded. Other hooks stay on; like those of a `Session`, the ones here come before
     them where they patch and after them where they look.
@@ -55,7 +56,7 @@ def run_rows(
             attach(scope, reader.point, partial(patch, number, reader), first=True)
         attach(scope, site.stream, partial(keep, "stream"))
         attach(scope, anatomy.logits, partial(keep, "logits"))
-        model(tokens)
+        model(prompts.tokens, **prompts.forward)
 
     scope.during(run)
     if len(patched) < len(site.readers) or "logits" not in seen:

@@ -323,7 +323,7 @@ def _check_fits(plan: Plan, batch: int, seq: int, d_model: int) -> None:
     for what, outputs in (("patched", plan.patched), ("clean", plan.clean)):
         if outputs is None:
             continue
-        outputs.fitted(batch, seq, what)
+        outputs.fitted(batch, seq, what=what)
         width = outputs.sites[0].d_model
         if width != d_model:
             raise InputError(

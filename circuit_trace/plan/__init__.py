@@ -2,6 +2,8 @@
 
 from circuit_trace.plan.ablation import AblationType as AblationType
 from circuit_trace.plan.ablation import ablate_batch as ablate_batch
+from circuit_trace.plan.ablation import real_after as real_after
+from circuit_trace.plan.answers import mean_at as mean_at
 from circuit_trace.plan.dataset import mean_outputs as mean_outputs
 from circuit_trace.plan.heads import HeadsArg as HeadsArg
 from circuit_trace.plan.heads import head_names as head_names
@@ -16,6 +18,13 @@ from circuit_trace.plan.masks import unflat_scores as unflat_scores
 from circuit_trace.plan.outputs import SiteOutput as SiteOutput
 from circuit_trace.plan.outputs import SourceOutputs as SourceOutputs
 from circuit_trace.plan.outputs import project as project
+from circuit_trace.plan.pairs import ForwardArg as ForwardArg
+from circuit_trace.plan.pairs import PromptPairs as PromptPairs
+from circuit_trace.plan.pairs import pair_of as pair_of
+from circuit_trace.plan.pairs import read_pairs as read_pairs
+from circuit_trace.plan.pairs import read_prompt_sets as read_prompt_sets
+from circuit_trace.plan.pairs import with_answers as with_answers
 from circuit_trace.plan.plan import Plan as Plan
 from circuit_trace.plan.plan import make_plan as make_plan
 from circuit_trace.plan.plan import warn_if_empty as warn_if_empty
+from circuit_trace.plan.prompts import Prompts as Prompts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuit_trace.errors import InputError
@@ -24,9 +25,9 @@ class AblationType(Enum):
     TOKENWISE_MEAN_CLEAN_AND_CORRUPT = 5
     """The mean at each position over the clean and the corrupt prompts of a dataset."""
     BATCH_TOKENWISE_MEAN = 6
-    """The mean at each position over the prompts of one batch."""
+    """The mean at each position over the prompts of one batch that have a token there."""
     BATCH_ALL_TOK_MEAN = 7
-    """The mean over all positions and prompts of one batch."""
+    """The mean over all tokens of all prompts of one batch."""
 
     def __str__(self) -> str:
         return self.name.lower().replace("_", " ")
@@ -35,6 +36,12 @@ class AblationType(Enum):
     def mean_over_dataset(self) -> bool:
         """Whether it takes a dataset rather than one batch."""
         return self.clean_dataset or self.corrupt_dataset
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Which prompts of a dataset the mean runs over, "clean", "corrupt" or both."""
+        both = (("clean", self.clean_dataset), ("corrupt", self.corrupt_dataset))
+        return tuple(name for name, is_averaged in both if is_averaged)
 
     @property
     def clean_dataset(self) -> bool:
@@ -67,11 +74,14 @@ def check_ablation(ablation: object) -> None:
 
 
 def ablate_batch(
-    code: Float[Tensor, "batch seq node width"], ablation: AblationType
+    code: Float[Tensor, "batch seq node width"],
+    ablation: AblationType,
+    real: Bool[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "batch_or_1 seq_or_1 node width"]:
     """Apply an ablation of one batch to a source site's code, keeping averaged axes as length 1.
 
-    A source's output is linear in its code, so the mean of the codes is the code of the mean.
+    A source's output is linear in its code, so the mean of the codes is the code of the mean. Where
+    not `real` there is padding, which no mean counts.
     """
     match ablation:
         case AblationType.RESAMPLE:
@@ -79,7 +89,24 @@ def ablate_batch(
         case AblationType.ZERO:
             return code.new_zeros((1, 1, *code.shape[2:]))
         case AblationType.BATCH_TOKENWISE_MEAN:
-            return code.mean(0, keepdim=True)
+            return _mean(code, (0,), real)
         case AblationType.BATCH_ALL_TOK_MEAN:
-            return code.mean((0, 1), keepdim=True)
+            return _mean(code, (0, 1), real)
     raise AssertionError(f"{ablation} is a mean over a dataset, not over one batch")
+
+
+def real_after(
+    ablation: AblationType, real: Bool[Tensor, "batch seq"] | None
+) -> Bool[Tensor, "batch_or_1 seq"] | None:
+    """At which positions an ablation of a padded batch leaves something to patch in; None for all."""
+    if real is None or ablation in (AblationType.ZERO, AblationType.BATCH_ALL_TOK_MEAN):
+        return None
+    return real if ablation is AblationType.RESAMPLE else real.any(0, keepdim=True)
+
+
+def _mean(code: Tensor, dims: tuple[int, ...], real: Tensor | None) -> Tensor:
+    if real is None:
+        return code.mean(dims, keepdim=True)
+    is_real = real.to(code.device)[..., None, None]
+    total = torch.where(is_real, code, torch.zeros_like(code)).sum(dims, keepdim=True)
+    return total / is_real.sum(dims, keepdim=True).clamp_min(1)

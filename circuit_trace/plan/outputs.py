@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuit_trace.errors import EdgeError, InputError
@@ -82,6 +82,13 @@ class SiteOutput:
             return False
         return mine.data_ptr() == theirs.data_ptr() and mine.stride() == theirs.stride()
 
+    def has_weight_of(self, other: SiteOutput) -> bool:
+        """The same by value: some models make a new tensor of their weights each time they are asked."""
+        pairs = ((self.weight, other.weight), (self.gain, other.gain))
+        return self.shares_weight(other) or all(
+            one is two or _are_equal(one, two) for one, two in pairs
+        )
+
 
 def project(
     code: Float[Tensor, "batch seq node width"],
@@ -108,6 +115,10 @@ def project(
     return vectors if out is None else out.copy_(vectors)
 
 
+def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other.to(one))
+
+
 def _mark(weight: Tensor | None) -> tuple[int | None, Tensor | None]:
     """What tells that a weight was written in place: torch's count of writes, and a few entries
     spread over it for writes that torch does not count (through `.data`)."""
@@ -123,7 +134,9 @@ class SourceOutputs(Mapping[str, Tensor]):
     """What each source wrote: an ordered mapping from its name to `[batch, seq, d_model]`.
 
     Heads are stored as the model computes them (`hook_z`, `d_head` wide) and projected by `W_O`
-    when one is asked for, so a record is as small as the pass.
+    when one is asked for, so a record is as small as the pass. `real` says at which positions there
+    is something to patch in: at the others the prompt had padding, and a patched pass leaves what it
+    finds there. It is None where that is all of them.
 
     >>> import circuit_trace as ct
     >>> model = ct.wrap(ct.load_model("bundled"))
@@ -137,6 +150,7 @@ class SourceOutputs(Mapping[str, Tensor]):
     batch: int
     seq: int
     ablation: AblationType = AblationType.RESAMPLE
+    real: Bool[Tensor, "batch_or_1 seq"] | None = None
 
     @cached_property
     def _by_name(self) -> dict[str, SrcNode]:
@@ -218,7 +232,7 @@ class SourceOutputs(Mapping[str, Tensor]):
     def _full(self, values: Tensor) -> Tensor:
         return values.expand(values.shape[0], self.batch, self.seq, values.shape[-1])
 
-    def fitted(self, batch: int, seq: int, what: str = "patched") -> SourceOutputs:
+    def fitted(self, batch: int, seq: int, *, what: str = "patched") -> SourceOutputs:
         """These outputs for a pass of that shape; `what` they are called where they are refused.
 
         Zeros and means are the same for every prompt, so they fit any number of them.
@@ -238,3 +252,32 @@ class SourceOutputs(Mapping[str, Tensor]):
                 "must have the same number of prompts and of tokens."
             )
         return replace(self, batch=batch, seq=seq)
+
+    def within(self, real: Bool[Tensor, "batch seq"] | None) -> SourceOutputs:
+        """These outputs for prompts that are `real` there: their padding is not patched either.
+
+        Raises:
+            InputError: They are for another number of prompts or tokens.
+        """
+        if real is None:
+            return self
+        own = self.fitted(*real.shape)
+        return replace(own, real=real if own.real is None else own.real.to(real.device) & real)
+
+    def filled(self, current: Sequence[SiteOutput]) -> SourceOutputs:
+        """These outputs with those of a pass where there is nothing to patch in."""
+        if self.real is None:
+            return self
+        sites = tuple(map(partial(_filled, self.real), self.sites, current))
+        return replace(self, sites=sites, real=None)
+
+
+def _filled(real: Tensor, site: SiteOutput, current: SiteOutput) -> SiteOutput:
+    """A site's output where `real`, and elsewhere what it writes in another pass."""
+    mine, theirs, weight, gain = site.code, current.code, current.weight, current.gain
+    if not site.has_weight_of(current):
+        slots = range(site.code.shape[2])
+        mine, theirs = (one.project(slots).permute(1, 2, 0, 3) for one in (site, current))
+        weight = gain = None
+    where = real.to(theirs.device)[..., None, None]
+    return SiteOutput(torch.where(where, mine.to(theirs), theirs), weight, gain)

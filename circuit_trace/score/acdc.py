@@ -18,6 +18,7 @@ from circuit_trace.graph import DestNode
 from circuit_trace.hooks import Session
 from circuit_trace.plan import (
     AblationType,
+    ForwardArg,
     PruneScores,
     SourceOutputs,
     make_plan,
@@ -27,9 +28,8 @@ from circuit_trace.score.exact import BAR_DELAY, ROWS, check_rows
 from circuit_trace.score.groups import EdgeGroup, changes, edge_groups, metrics_of_rows
 from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.options import check_model
-from circuit_trace.score.prompts import read_batches
 from circuit_trace.score.reach import leads_on
-from circuit_trace.score.runs import PairRun, check_patched, run_pairs
+from circuit_trace.score.runs import PairRun, check_patched, is_resampled, run_pairs
 from circuit_trace.score.share import Share
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def acdc(
     ablation: AblationType = AblationType.RESAMPLE,
     patched: SourceOutputs | None = None,
     rows: int = ROWS,
+    forward: ForwardArg | None = None,
     bar: bool = True,
 ) -> AcdcResult:
     """Search a circuit by ACDC: patch each edge in turn and leave it patched if that costs little.
@@ -105,6 +106,7 @@ def acdc(
         ablation: What is patched in.
         patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
         rows: How many prompts a pass runs at most.
+        forward: As in `score_edges`.
         bar: Show a progress bar if it takes longer than two seconds.
 
     Raises:
@@ -125,7 +127,7 @@ def acdc(
     Share.here(model.wrapped_model).check(data)
     runs = [
         run_pairs(model, pairs, measure, ablation=ablation, patched=patched)
-        for pairs in read_batches(model, data)
+        for pairs in model.pairs_of(data, forward, resampled=is_resampled(ablation, patched))
     ]
     search = _Search(runs, float(threshold), sign, check_rows(rows))
     with tqdm(
@@ -230,7 +232,10 @@ def _repeated(patched: SourceOutputs, times: int) -> SourceOutputs:
         else site
         for site in patched.sites
     )
-    return replace(patched, sites=sites, batch=patched.batch * times)
+    real = patched.real
+    if real is not None and real.shape[0] == patched.batch:
+        real = real.repeat(times, 1)
+    return replace(patched, sites=sites, batch=patched.batch * times, real=real)
 
 
 def _joined(first: EdgeGroup, second: EdgeGroup) -> EdgeGroup:

@@ -31,9 +31,7 @@ class Differences:
         self._current = current
         self._patched = patched
         self._same_weights = [
-            then.shares_weight(now)
-            or (_are_equal(now.weight, then.weight) and _are_equal(now.gain, then.gain))
-            for now, then in zip(current, patched.sites, strict=True)
+            then.has_weight_of(now) for now, then in zip(current, patched.sites, strict=True)
         ]
         self._rows, self._gradients = Scratch(), Scratch()
 
@@ -164,13 +162,6 @@ class _Along:
             self._key = id(vectors), n_sources
             self._found = torch.bmm(here, rows).unflatten(0, self._rows.shape[1:3])
         return self._found
-
-
-def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
-    """By value: some models make a new tensor of their weights each time that they are asked."""
-    if one is None or other is None:
-        return one is other
-    return torch.equal(one, other.to(one))
 
 
 def _wide(

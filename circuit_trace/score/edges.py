@@ -13,24 +13,27 @@ from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import same_every_time
-from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
+from circuit_trace.plan import (
+    AblationType,
+    ForwardArg,
+    PromptPairs,
+    PruneScores,
+    SourceOutputs,
+    unflat_scores,
+)
 from circuit_trace.score.exact import BAR_DELAY, exact_scores
 from circuit_trace.score.gradients import logits_of
 from circuit_trace.score.methods import METHODS, Method, Task
 from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.options import (
-    ForwardArg,
     Steps,
-    check_exact,
     check_model,
     check_not_flat,
-    read_forward,
     read_mask_value,
     read_method,
     read_path,
 )
-from circuit_trace.score.prompts import PromptPairs, read_batches
-from circuit_trace.score.runs import check_patched, dtype_of_scores
+from circuit_trace.score.runs import check_patched, dtype_of_scores, is_resampled
 from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
 from circuit_trace.trace import About
@@ -92,13 +95,19 @@ def score_edges(
     Args:
         model: A wrapped model, with no patch open.
         data: Pairs of prompts: one batch `(clean, corrupt)` or `(clean, corrupt, answers,
-            wrong_answers)`, or an iterable (a DataLoader) of such batches, which is streamed.
+            wrong_answers)`, or a mapping or object with these names; or an iterable (a DataLoader) of
+            such batches, which is streamed. Prompts are tokens `[batch, seq]`, a text or a list of
+            texts; answers token ids `[batch]` or `[batch, n]`, or for each prompt an id, a text, or a
+            list of them, as many as it has. Texts of unequal length are padded at the left and masked,
+            so that pairs are aligned from the end; tokens that you have padded, on either side, come
+            with an `attention_mask` (and `corrupt_attention_mask`, if that is another) in the mapping
+            or in `forward`. Padding counts nowhere and is not patched.
         metric: "logit_diff", the answers' mean logit less the wrong answers' at the last position;
             "answer_logprob", the answers' mean log-probability there; "kl", KL(clean ‖ patched) of the
             next token there, in nats (it has no slope at the clean run, so not for "eap"); "loss", the
             mean cross-entropy of the next token over all positions of the clean prompt; or a function
             of logits `[batch, seq, d_vocab]` and batch that returns a number for each prompt, or their
-            mean.
+            mean. `batch.last_logits(logits)` are those at each prompt's last token.
         method: One of the above.
         steps: For both EAP-IG methods (others have no use for it), the number of points on the way, at
             the middle of equal parts (the midpoint rule, whose error falls as 1/steps²), or the points
@@ -128,20 +137,36 @@ def score_edges(
     measure = read_metric(metric)
     path, mask_value = read_path(steps), read_mask_value(mask_value)
     if method == "exact":
-        check_exact(forward)
         return exact_scores(
-            model, data, metric, ablation=ablation, patched=patched, resume=resume, bar=bar
+            model,
+            data,
+            metric,
+            ablation=ablation,
+            patched=patched,
+            forward=forward,
+            resume=resume,
+            bar=bar,
         )
     read_method(method)
     check_not_flat(metric, method, path, mask_value)
-    task = Task(model, measure, path, ablation, patched, mask_value, read_forward(forward))
+    task = Task(model, measure, path, ablation, patched, mask_value)
     share = Share.here(model.wrapped_model)
     with share.together():
         share.check(data)
         is_kept = isinstance(resume, str | PathLike)
         settings = _settings(task, metric, method, share) if is_kept or share.world > 1 else {}
         file = Unfinished(share.file(resume), settings)
-        state = _add_up(task, method, data, share, file, file.load(_start(model)), bar)
+        resampled = is_resampled(ablation, patched)
+        batches = model.pairs_of(data, forward, resampled=resampled)
+        batches = tqdm(
+            batches,
+            total=_n_batches(data),
+            desc="scoring edges",
+            unit="batch",
+            delay=BAR_DELAY,
+            disable=not bar or share.rank > 0,
+        )
+        state = _add_up(task, method, batches, share, file, file.load(_start(model)))
     sums = share.total(torch.cat([state.tensors["sums"], state.tensors["prompts"]]))
     return unflat_scores(model.graph, (sums[:-1] / sums[-1]).to(dtype_of_scores(model)))
 
@@ -155,20 +180,17 @@ def _start(model: PatchableModel) -> State:
 
 
 def _add_up(
-    task: Task, method: str, data: Any, share: Share, file: Unfinished, state: State, bar: bool
+    task: Task,
+    method: str,
+    batches: Iterable[PromptPairs],
+    share: Share,
+    file: Unfinished,
+    state: State,
 ) -> State:
     """Add the scores of this process' batches to the state, beginning behind those in it."""
     done, number, first = state.batch, -1, state.tensors["first"]
     marks = file.keeps or share.world > 1
     seen = mark_of(file.settings) if share.world > 1 else torch.zeros(8, dtype=torch.uint8)
-    batches = tqdm(
-        read_batches(task.model, data),
-        total=_n_batches(data),
-        desc="scoring edges",
-        unit="batch",
-        delay=BAR_DELAY,
-        disable=not bar or share.rank > 0,
-    )
     try:
         with torch.inference_mode(False), torch.enable_grad():
             for number, batch in enumerate(map(_outside_inference, batches)):
@@ -208,7 +230,7 @@ def _outside_inference(batch: PromptPairs) -> PromptPairs:
     made_there = {
         field.name: tensor.clone()
         for field in fields(batch)
-        if (tensor := getattr(batch, field.name)) is not None and tensor.is_inference()
+        if isinstance(tensor := getattr(batch, field.name), Tensor) and tensor.is_inference()
     }
     return replace(batch, **made_there)
 
@@ -240,8 +262,8 @@ def _scored(task: Task, run: Method, batch: PromptPairs, number: int) -> Tensor:
 
 def _seen(before: Tensor, batch: PromptPairs) -> Tensor:
     """What tells the batches up to this one from any others."""
-    fields = (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers)
-    return torch.tensor(list(bytes.fromhex(digest([before, *fields]))), dtype=torch.uint8)
+    seen = digest([before, *batch.tensors])
+    return torch.tensor(list(bytes.fromhex(seen)), dtype=torch.uint8)
 
 
 def _check_same(number: int, done: int, seen: Tensor, first: Tensor, state: State) -> None:
@@ -265,7 +287,8 @@ def _told_apart(task: Task, batch: PromptPairs) -> Tensor:
     a forward pass from others of the same name."""
     try:
         with torch.no_grad(), same_every_time(task.model.wrapped_model):
-            logits = logits_of(task.model.wrapped_model(batch.clean, **task.forward(batch)))
+            prompts = batch.clean_prompts
+            logits = logits_of(task.model.wrapped_model(prompts.tokens, **prompts.forward))
             value = task.metric(logits, batch, logits).double().mean()
     except InputError as error:
         raise InputError(f"Batch 0: {error}") from error

@@ -13,7 +13,15 @@ from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import whole_number
-from circuit_trace.plan import AblationType, EdgesArg, PruneScores, SourceOutputs, unflat_scores
+from circuit_trace.plan import (
+    AblationType,
+    EdgesArg,
+    ForwardArg,
+    PromptPairs,
+    PruneScores,
+    SourceOutputs,
+    unflat_scores,
+)
 from circuit_trace.score.groups import (
     EdgeGroup,
     changes,
@@ -23,8 +31,13 @@ from circuit_trace.score.groups import (
 )
 from circuit_trace.score.metrics import Metric, PerPrompt, read_metric
 from circuit_trace.score.options import check_model
-from circuit_trace.score.prompts import PromptPairs, read_batches
-from circuit_trace.score.runs import PairRun, check_patched, dtype_of_scores, run_pairs
+from circuit_trace.score.runs import (
+    PairRun,
+    check_patched,
+    dtype_of_scores,
+    is_resampled,
+    run_pairs,
+)
 from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
 from circuit_trace.trace import About
@@ -48,6 +61,7 @@ def exact_scores(
     patched: SourceOutputs | None = None,
     edges: EdgesArg | None = None,
     rows: int = ROWS,
+    forward: ForwardArg | None = None,
     resume: str | PathLike[str] | None = None,
     bar: bool = True,
 ) -> PruneScores:
@@ -66,13 +80,13 @@ def exact_scores(
 
     Args:
         model: A wrapped model; with `seq_len`, each edge is scored at each position.
-        data: Pairs of prompts: one batch `(clean, corrupt)` or `(clean, corrupt, answers,
-            wrong_answers)`, or an iterable of such batches. Each prompt counts alike.
+        data: Pairs of prompts, as for `score_edges`. Each prompt counts alike.
         metric: "logit_diff", "kl", "answer_logprob", "loss", or a function of logits and batch.
         ablation: What is patched in.
         patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
         edges: Score these edges only, by names or globs; the others are 0.
         rows: How many prompts a pass runs at most (a batch of more runs one edge a pass).
+        forward: As in `score_edges`.
         resume: A file that the sums are kept in while it runs; a run that was killed goes on from it.
         bar: Show a progress bar if it takes longer than two seconds.
 
@@ -89,7 +103,8 @@ def exact_scores(
     share = Share.here(model.wrapped_model)
     with share.together():
         share.check(data)
-        batches = list(read_batches(model, data))
+        resampled = is_resampled(ablation, patched)
+        batches = list(model.pairs_of(data, forward, resampled=resampled))
         numbers = chosen_numbers(model.graph, edges)
         settings: dict[str, Any] = {}
         if resume is not None or share.world > 1:
@@ -175,11 +190,7 @@ def _settings(
         "choice of edges": f"{len(numbers)} of {model.n_edges} ({digest([numbers])})",
         "metric": name_of(metric),
         "ablation": ablation.name if patched is None else f"patched= {digest(outputs)}",
-        "set of prompts": digest(
-            field
-            for pairs in batches
-            for field in (pairs.clean, pairs.corrupt, pairs.answers, pairs.wrong_answers)
-        ),
+        "set of prompts": digest(tensor for pairs in batches for tensor in pairs.tensors),
     }
 
 

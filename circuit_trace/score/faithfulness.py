@@ -15,14 +15,19 @@ from tqdm.auto import tqdm
 
 from circuit_trace.errors import CircuitTraceError, InputError
 from circuit_trace.graph import Graph, whole_number
-from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
+from circuit_trace.plan import (
+    AblationType,
+    ForwardArg,
+    PruneScores,
+    SourceOutputs,
+    unflat_scores,
+)
 from circuit_trace.score.circuit import as_n_edges
 from circuit_trace.score.exact import BAR_DELAY
 from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.options import check_model
-from circuit_trace.score.prompts import read_batches
 from circuit_trace.score.ranking import CircuitMethod, RankBy, Ranking
-from circuit_trace.score.runs import PairRun, check_patched, run_pairs
+from circuit_trace.score.runs import PairRun, check_patched, is_resampled, run_pairs
 from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import name_of
 
@@ -218,6 +223,7 @@ def faithfulness(
     prune: bool = True,
     ablation: AblationType = AblationType.RESAMPLE,
     patched: SourceOutputs | None = None,
+    forward: ForwardArg | None = None,
     bar: bool = True,
 ) -> Faithfulness | FaithfulnessCurves:
     """Measure the metric of circuits of growing size, chosen by score: a pass per size and batch.
@@ -252,6 +258,7 @@ def faithfulness(
         prune: As in `ct.circuit`.
         ablation: What is patched in.
         patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
+        forward: As in `score_edges`.
         bar: Show a progress bar if it takes longer than two seconds.
 
     Returns:
@@ -275,7 +282,8 @@ def faithfulness(
         for one in _ranking(graph, name, found, circuit, rank_by).circuits(counts, prune=prune)
     ]
     Share.here(model.wrapped_model).check(data)
-    batches = list(read_batches(model, data))
+    resampled = is_resampled(ablation, patched)
+    batches = list(model.pairs_of(data, forward, resampled=resampled))
     runs = (run_pairs(model, one, measure, ablation=ablation, patched=patched) for one in batches)
     with tqdm(
         total=len(batches) * (len(circuits) + 1),

@@ -21,9 +21,8 @@ from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
 from circuit_trace.hooks.attach import attach, unflattened
 from circuit_trace.hooks.scope import Scope
-from circuit_trace.plan import SiteOutput
+from circuit_trace.plan import PromptPairs, SiteOutput
 from circuit_trace.score.metrics import PerPrompt
-from circuit_trace.score.prompts import PromptPairs
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
@@ -55,7 +54,6 @@ def gradients(
     *,
     clean_logits: Tensor | None = None,
     change: Change | None = None,
-    forward: Mapping[str, Any] | None = None,
 ) -> Gradients:
     """Run a batch's clean prompts forward and backward; `change` replaces a tensor on its way.
 
@@ -68,7 +66,8 @@ def gradients(
     def run() -> Any:
         taps.attach(session.scope)
         session.attach()
-        return model.wrapped_model(batch.clean, **(forward or {}))
+        prompts = batch.clean_prompts
+        return model.wrapped_model(prompts.tokens, **prompts.forward)
 
     logits = logits_of(session.scope.during(run))
     if session.record is None:

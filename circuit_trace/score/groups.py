@@ -89,9 +89,8 @@ def metrics_of_rows(
     run: PairRun, dest: DestNode, change: Float[Tensor, "row batch pos d_model"]
 ) -> Float[Tensor, "row batch"]:
     """The metric of every prompt for each row of changes, in one pass."""
-    tokens = run.pairs.clean
-    tokens = tokens.repeat(len(change), *[1] * (tokens.ndim - 1))
+    prompts = run.pairs.clean_prompts.repeated(len(change))
     with torch.no_grad():
         model = run.model
-        logits = run_rows(model.wrapped_model, model.anatomy, dest, tokens, change.flatten(0, 1))
+        logits = run_rows(model.wrapped_model, model.anatomy, dest, prompts, change.flatten(0, 1))
         return run.metrics_of(logits)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuit_trace.anatomy import Anatomy
 from circuit_trace.errors import InputError
+from circuit_trace.plan import PromptPairs, with_answers
 from circuit_trace.score.metrics import PerPrompt, read_metric
-from circuit_trace.score.prompts import PromptPairs, read_batches
 from circuit_trace.trace.outcome import Outcome, Patch
-
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +28,7 @@ class Measure:
 
     @classmethod
     def read(
-        cls, model: PatchableModel, clean: Any, corrupt: Any, answers: Any, metric: Any
+        cls, anatomy: Anatomy, pairs: PromptPairs, answers: Any, metric: Any
     ) -> Measure | None:
         """The metric that a user asks for, by its name, as a function, or (a difference of logits)
         by the right and the wrong answers; None where none is asked for.
@@ -41,7 +39,7 @@ class Measure:
         """
         if answers is None and metric is None:
             return None
-        fields: dict[str, Any] = {"clean": clean, "corrupt": corrupt}
+        fields: dict[str, Any] = {}
         if answers is not None:
             if not isinstance(answers, tuple | list) or len(answers) != 2:
                 raise InputError(
@@ -49,15 +47,15 @@ class Measure:
                     f"' John'); each may be several tokens in a list. Got {answers!r}."
                 )
             fields["answers"], fields["wrong_answers"] = (
-                _for_each(one, len(clean)) for one in answers
+                _for_each(one, len(pairs)) for one in answers
             )
-        (prompts,) = read_batches(model, fields)
+        prompts = with_answers(anatomy, pairs, fields)
         name = metric if isinstance(metric, str) else getattr(metric, "__name__", "the metric")
         pair = _lone_pair(prompts)
         if metric is None:
             name = "logit_diff"
-            if pair is not None and model.anatomy.to_strings is not None:
-                right, wrong = model.anatomy.to_strings(torch.tensor(pair))
+            if pair is not None and anatomy.to_strings is not None:
+                right, wrong = anatomy.to_strings(torch.tensor(pair))
                 name = f"logit({right}) − logit({wrong})"
         return cls(read_metric(metric or "logit_diff"), prompts, name, pair)
 
@@ -68,6 +66,8 @@ class Measure:
         Raises:
             InputError: A pass had no logits, or the metric fails.
         """
+        if logits["clean"] is not None:
+            self.prompts.warn_of_twins(logits["clean"])
         values = {name: self._of(one, logits["clean"]) for name, one in logits.items()}
         return Outcome(self.name, patch=patch, answers=self.answers, **values)
 

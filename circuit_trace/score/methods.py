@@ -7,10 +7,10 @@ where the gradient is taken: they are means over a path from the clean run to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
 from circuit_trace.plan import (
     AblationType,
+    PromptPairs,
     SourceOutputs,
     make_plan,
     score_shape,
@@ -34,7 +35,6 @@ from circuit_trace.score.gradients import (
     summed,
 )
 from circuit_trace.score.metrics import PerPrompt
-from circuit_trace.score.prompts import PromptPairs
 from circuit_trace.score.pull_back import PullBack
 from circuit_trace.score.runs import patched_in
 
@@ -57,25 +57,16 @@ class Task:
     ablation: AblationType
     patched: SourceOutputs | None
     mask_value: float
-    forward: Callable[[PromptPairs], Mapping[str, Any]]
 
     def patched_into(self, batch: PromptPairs) -> SourceOutputs:
         """What is patched into a batch, of its shape."""
-        found = patched_in(self.model, batch, self.ablation, self.patched, self.forward(batch))
-        return found.fitted(batch.clean.shape[0], batch.clean.shape[1])
+        return patched_in(self.model, batch, self.ablation, self.patched)
 
     def gradients(
         self, batch: PromptPairs, clean_logits: Tensor | None = None, change: Change | None = None
     ) -> Gradients:
         """Run a batch forward and backward."""
-        return gradients(
-            self.model,
-            batch,
-            self.metric,
-            clean_logits=clean_logits,
-            change=change,
-            forward=self.forward(batch),
-        )
+        return gradients(self.model, batch, self.metric, clean_logits=clean_logits, change=change)
 
 
 Method = Callable[[Task, PromptPairs], Float[Tensor, "pos edge"]]
@@ -96,13 +87,14 @@ def _clean(task: Task, batch: PromptPairs, run: Gradients | None = None) -> _Cle
     if run is not None:
         outputs, logits = run.outputs, run.logits
     else:
-        record = task.model._record(batch.clean, task.forward(batch))
+        record = task.model._record(batch.clean_prompts)
         outputs, logits = tuple(record.outputs), record.logits
     if logits is None:
         raise InputError(
             "The model returned no logits. Leave options such as return_type out of forward=."
         )
-    return _Clean(logits, Differences(task.model.graph, outputs, patched))
+    batch.warn_of_twins(logits)
+    return _Clean(logits, Differences(task.model.graph, outputs, patched.filled(outputs)))
 
 
 def _on_path(task: Task, batch: PromptPairs, path: tuple[float, ...]) -> Tensor:
@@ -189,7 +181,7 @@ def _mask_gradient(task: Task, batch: PromptPairs) -> Tensor:
     model, patched = task.model, task.patched_into(batch)
     clean_logits = None
     if task.mask_value != 0:
-        clean_logits = model._record(batch.clean, task.forward(batch)).logits
+        clean_logits = model._record(batch.clean_prompts).logits
     code = patched.sites[0].code
     masks = {
         module.name: torch.full(
@@ -202,9 +194,11 @@ def _mask_gradient(task: Task, batch: PromptPairs) -> Tensor:
     }
     plan = make_plan(model.graph, patched, None, masks)
     session = Session(model.wrapped_model, model.anatomy, (plan,), reads=False)
+    prompts = batch.clean_prompts
     logits = logits_of(
-        session.during(lambda: model.wrapped_model(batch.clean, **task.forward(batch)))
+        session.during(lambda: model.wrapped_model(prompts.tokens, **prompts.forward))
     )
+    batch.warn_of_twins(logits if clean_logits is None else clean_logits)
     total = summed(task.metric(logits, batch, clean_logits))
     found = torch.autograd.grad(total, list(masks.values()), allow_unused=True)
     check_any(found)

@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuit_trace.errors import InputError
-from circuit_trace.score.prompts import PromptPairs
+from circuit_trace.plan import PromptPairs, mean_at
 
 MetricName = Literal["logit_diff", "kl", "answer_logprob", "loss"]
 
 Metric = MetricName | Callable[..., Tensor]
-"""A name, or a function `(logits [batch, seq, d_vocab], batch) -> [batch] or a scalar`."""
+"""A name, or a function `(logits [batch, seq, d_vocab], batch) -> [batch] or a scalar`; the logits
+after each prompt's last token are `batch.last_logits(logits)`."""
 
 PerPrompt = Callable[[Tensor, PromptPairs, Tensor | None], Float[Tensor, " batch"]]
 """Logits, the batch, and the clean prompts' own logits (for those that compare with them)."""
@@ -29,6 +30,8 @@ def read_metric(metric: Any) -> PerPrompt:
     - `"kl"`: KL(clean ‖ patched) of the next token at the last position, in nats; 0 when nothing is
       patched.
     - `"loss"`: the mean cross-entropy of the next token over all positions of the clean prompt.
+
+    Padding is no position: the last one is that of each clean prompt's last token.
 
     Raises:
         InputError: It is neither; when called: answers that it needs are missing, or the result is no
@@ -88,29 +91,32 @@ def _answers(batch: PromptPairs, name: str) -> Tensor:
 
 
 def _logit_difference(logits: Tensor, batch: PromptPairs, _clean: Tensor | None) -> Tensor:
-    last = _wide(logits[:, -1])
-    right = last.gather(1, _answers(batch, "answers").to(last.device)).mean(1)
-    return right - last.gather(1, _answers(batch, "wrong_answers").to(last.device)).mean(1)
+    last = _wide(batch.last_logits(logits))
+    right = mean_at(last, _answers(batch, "answers"))
+    return right - mean_at(last, _answers(batch, "wrong_answers"))
 
 
 def _answer_log_probability(logits: Tensor, batch: PromptPairs, _clean: Tensor | None) -> Tensor:
-    last = _wide(logits[:, -1]).log_softmax(-1)
-    return last.gather(1, _answers(batch, "answers").to(last.device)).mean(1)
+    last = _wide(batch.last_logits(logits)).log_softmax(-1)
+    return mean_at(last, _answers(batch, "answers"))
 
 
 def _kl(logits: Tensor, batch: PromptPairs, clean_logits: Tensor | None) -> Tensor:
     own = logits if clean_logits is None else clean_logits
-    before = _wide(own[:, -1].detach()).log_softmax(-1)
-    after = _wide(logits[:, -1]).log_softmax(-1)
+    before = _wide(batch.last_logits(own).detach()).log_softmax(-1)
+    after = _wide(batch.last_logits(logits)).log_softmax(-1)
     return torch.nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
 
 
 def _loss(logits: Tensor, batch: PromptPairs, _clean: Tensor | None) -> Tensor:
-    if batch.clean.shape[1] < 2:
-        raise InputError("The loss needs prompts of two tokens or more.")
     guesses = _wide(logits[:, :-1]).transpose(1, 2)
     targets = batch.clean[:, 1:].to(logits.device, torch.long)
-    return torch.nn.functional.cross_entropy(guesses, targets, reduction="none").mean(1)
+    real = torch.ones_like(batch.clean) if batch.attention_mask is None else batch.attention_mask
+    counts = (real[:, :-1] * real[:, 1:]).to(logits.device, torch.bool)  # a token after a token
+    if not counts.any(1).all():
+        raise InputError("The loss needs prompts of two tokens or more.")
+    losses = torch.nn.functional.cross_entropy(guesses, targets, reduction="none")
+    return torch.where(counts, losses, torch.zeros_like(losses)).sum(1) / counts.sum(1)
 
 
 _NAMED: dict[str, PerPrompt] = {

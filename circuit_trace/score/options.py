@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import whole_number
 from circuit_trace.score.methods import METHODS, Method
-from circuit_trace.score.prompts import PromptPairs
 
 if TYPE_CHECKING:
     pass
 
 Steps = int | Sequence[float]
 """How many points of a path, or the points themselves: 0 is the clean run, 1 the patched one."""
-
-ForwardArg = Mapping[str, Any] | Callable[[PromptPairs], Mapping[str, Any]]
-"""More arguments of a forward pass, or what makes them for a batch."""
 
 
 def read_path(steps: Any) -> tuple[float, ...]:
@@ -63,41 +58,6 @@ def read_mask_value(value: Any) -> float:
             f"mask_value must be a finite number (0 = current, 1 = patched); got {value!r}."
         )
     return float(value)
-
-
-def read_forward(given: Any) -> Callable[[PromptPairs], Mapping[str, Any]]:
-    """More arguments of the forward pass for each batch.
-
-    Raises:
-        InputError: They are neither a mapping nor a function.
-    """
-    if given is None or isinstance(given, Mapping):
-        return lambda batch: given or {}
-    if callable(given):
-        return partial(_made_for, given)
-    raise InputError(
-        "forward must map names of the model's forward arguments to values, or be a function of the "
-        f'batch that returns such a mapping, as {{"attention_mask": mask}}; got {given!r}.'
-    )
-
-
-def _made_for(make: Callable[[PromptPairs], Any], batch: PromptPairs) -> Mapping[str, Any]:
-    made = make(batch)
-    if not isinstance(made, Mapping):
-        raise InputError(
-            f"The function given as forward= must return a mapping of arguments; got {made!r}."
-        )
-    return made
-
-
-def check_exact(forward: Any) -> None:
-    """Refuse what patching every edge alone cannot take.
-
-    Raises:
-        InputError: It was given.
-    """
-    if forward is not None:
-        raise InputError("method='exact' takes no forward=: score prompts without padding.")
 
 
 def check_not_flat(metric: Any, method: str, path: tuple[float, ...], mask_value: float) -> None:

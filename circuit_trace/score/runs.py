@@ -3,8 +3,9 @@ the metric of the clean prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,15 @@ from torch import Tensor
 
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
-from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, make_plan
+from circuit_trace.plan import (
+    AblationType,
+    PromptPairs,
+    Prompts,
+    PruneScores,
+    SourceOutputs,
+    make_plan,
+)
 from circuit_trace.score.metrics import PerPrompt
-from circuit_trace.score.prompts import PromptPairs
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
@@ -36,6 +43,10 @@ class PairRun:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @cached_property
+    def _filled(self) -> SourceOutputs:
+        return self.patched.filled(self.current.sites)
+
     def differences(self, sources: Sequence[int]) -> Float[Tensor, "source batch pos d_model"]:
         """Patched less current, of the sources with these places among all."""
         by_site: dict[int, list[int]] = {}
@@ -46,7 +57,7 @@ class PairRun:
             slots = [self.model.srcs[source].slot for source in here]
             now = self.current.sites[site].project(slots)
             found.update(
-                zip(here, self.patched.sites[site].project(slots).to(now) - now, strict=True)
+                zip(here, self._filled.sites[site].project(slots).to(now) - now, strict=True)
             )
         device = self.current.sites[0].code.device
         return torch.stack([found[source].to(device) for source in sources])
@@ -60,7 +71,8 @@ class PairRun:
 
     def masked(self, masks: PruneScores) -> Float[Tensor, " batch"]:
         """The metric of every prompt in one pass with these masks."""
-        return self.metrics_of(masked_logits(self.model, self.pairs.clean, self.patched, masks))[0]
+        prompts = self.pairs.clean_prompts
+        return self.metrics_of(masked_logits(self.model, prompts, self.patched, masks))[0]
 
 
 def run_pairs(
@@ -81,7 +93,7 @@ def run_pairs(
         raise InputError(
             "A patch is open on this model, so the clean pass would not be clean. Close it first."
         )
-    record = model._record(pairs.clean)
+    record = model._record(pairs.clean_prompts)
     batch, seq = record.outputs[0].code.shape[:2]
     if model.seq_len not in (None, seq):
         raise InputError(
@@ -91,7 +103,8 @@ def run_pairs(
     if record.logits is None:
         raise InputError("The model returned no logits, so no metric can be computed from them.")
     own = SourceOutputs(model.srcs, tuple(record.outputs), batch, seq)
-    other = patched_in(model, pairs, ablation, patched).fitted(batch, seq)
+    other = patched_in(model, pairs, ablation, patched)
+    pairs.warn_of_twins(record.logits)
     clean = metric(record.logits, pairs, record.logits).detach().double().cpu()
     if not clean.isfinite().all():
         prompt = int((~clean.isfinite()).nonzero()[0])
@@ -107,23 +120,23 @@ def patched_in(
     pairs: PromptPairs,
     ablation: AblationType,
     patched: SourceOutputs | None,
-    forward: Mapping[str, Any] | None = None,
 ) -> SourceOutputs:
-    """What is patched into a batch: what is given, or what its corrupt prompts give; where there are
-    none, what an ablation makes of the clean ones.
+    """What is patched into a batch, of its shape: what is given, or what its corrupt prompts give;
+    where there are none, what an ablation makes of the clean ones.
 
     Raises:
         InputError: There is neither.
     """
+    shape = pairs.clean.shape[:2]
     if patched is not None:
-        return patched
+        return patched.fitted(*shape).within(pairs.attention_mask)
     if ablation is AblationType.RESAMPLE and pairs.corrupt is None:
         raise InputError(
             "There is nothing to patch in: give corrupt prompts, (clean, corrupt), or an ablation "
             "that needs none, such as ablation=ct.AblationType.ZERO."
         )
-    prompts = pairs.clean if pairs.corrupt is None else pairs.corrupt
-    return model.source_outputs(prompts, ablation, forward=forward)
+    found = model.source_outputs(pairs.other_prompts, ablation)
+    return found.fitted(*shape).within(pairs.attention_mask)
 
 
 def check_patched(model: PatchableModel, ablation: Any, patched: Any) -> None:
@@ -150,6 +163,11 @@ def check_patched(model: PatchableModel, ablation: Any, patched: Any) -> None:
         )
 
 
+def is_resampled(ablation: AblationType, patched: SourceOutputs | None) -> bool:
+    """Whether each batch's corrupt prompts are patched into its clean ones."""
+    return patched is None and ablation is AblationType.RESAMPLE
+
+
 def dtype_of_scores(model: PatchableModel) -> torch.dtype:
     """That of the model's weights, in float32 or wider."""
     kinds = (p.dtype for p in model.wrapped_model.parameters() if p.is_floating_point())
@@ -157,13 +175,13 @@ def dtype_of_scores(model: PatchableModel) -> torch.dtype:
 
 
 def masked_logits(
-    model: PatchableModel, tokens: Tensor, patched: SourceOutputs, masks: PruneScores
+    model: PatchableModel, prompts: Prompts, patched: SourceOutputs, masks: PruneScores
 ) -> Tensor:
     """The logits of one pass with these masks, which leaves no record behind."""
     plan = make_plan(model.graph, patched, None, masks)
     session = Session(model.wrapped_model, model.anatomy, (plan,), reads=False)
     with torch.no_grad():
-        session.during(lambda: model.wrapped_model(tokens))
+        session.during(lambda: model.wrapped_model(prompts.tokens, **prompts.forward))
     assert session.record is not None
     assert session.record.logits is not None
     return session.record.logits

@@ -78,17 +78,24 @@ def edge_table(
     return table
 
 
-def names_of(rows: Rows, tokens: Sequence[str] | None, at: np.ndarray) -> dict[str, Any]:
-    """The columns that say which edge a row is of, and at which position (-1 for several)."""
+def names_of(
+    rows: Rows, tokens: Sequence[str] | None = None, at: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The columns that say which edge a row is of, and at which position its numbers are (-1 for
+    several), if it has any."""
     srcs, dests = rows.graph.srcs, rows.graph.dests
     src, dest, position = rows.src.numpy(), rows.dest.numpy(), rows.position.numpy()
     named = {"src": _names_at(srcs, src), "dest": _names_at(dests, dest)}
     everywhere = position < 0
     # As objects: pandas' own strings cannot hold half a surrogate pair, which tokens can.
     token = np.full(len(rows), None, dtype=object)
+    places: dict[str, Any] = {"seq_idx": pd.arrays.IntegerArray(position.copy(), everywhere)}
+    if at is not None:
+        places["at"] = pd.arrays.IntegerArray(at.copy(), at < 0)
+    where = position if at is None else at
     if tokens is not None:
-        token = np.array(tokens, dtype=object)[at]
-        token[at < 0] = None
+        token = np.array(tokens, dtype=object)[where]
+        token[where < 0] = None
     return {
         "edge": named["src"] + "->" + named["dest"],
         **named,
@@ -96,8 +103,7 @@ def names_of(rows: Rows, tokens: Sequence[str] | None, at: np.ndarray) -> dict[s
         "head": _numbers_at([node.head for node in srcs], src),
         "dest_layer": _numbers_at([node.layer for node in dests], dest),
         "dest_head": _numbers_at([node.head for node in dests], dest),
-        "seq_idx": pd.arrays.IntegerArray(position.copy(), everywhere),
-        "at": pd.arrays.IntegerArray(at.copy(), at < 0),
+        **places,
         "token": pd.Series(token, dtype=object),
     }
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import circuit_trace as ct
 from tests.models import oracle, shared, tokens, wrapped
+from tests.oracle import Ask
 
 A = ct.AblationType
 CLEAN = [tokens(20, batch=1), tokens(21, batch=4), tokens(22, batch=2)]
@@ -69,7 +70,6 @@ PAIRED: dict[str, Callable[[], Iterable[Any]]] = {
 
 SINGLE: dict[str, Callable[[], Any]] = {
     "a list of tensors": lambda: CLEAN,
-    "a tuple of three tensors": lambda: tuple(CLEAN),
     "a generator of tensors": lambda: (batch for batch in CLEAN),
     "one tensor": lambda: torch.cat(CLEAN),
     "a DataLoader of tensors": lambda: DataLoader(Prompts(lambda a, b: a), batch_size=3),
@@ -127,6 +127,52 @@ def test_a_lone_mapping_is_one_pair() -> None:
     assert_close(got["A0.1"], expected, rtol=1e-5, atol=1e-5)
 
 
+ABLATIONS = [ablation for ablation in A if ablation.mean_over_dataset]
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_a_tuple_of_two_is_one_pair_as_everywhere(ablation: A) -> None:
+    """With its answers too, as `score_edges` takes it and its message says to pass it here."""
+    clean, corrupt = torch.cat(CLEAN), torch.cat(CORRUPT)
+    answers = torch.zeros(len(clean), dtype=torch.long)
+    for data in (
+        (clean, corrupt),
+        (clean, corrupt, answers),
+        (clean, corrupt, answers, answers + 1),
+        [(clean, corrupt, answers)],
+        [[clean, corrupt, answers, answers + 1]],
+        {"clean": clean, "corrupt": corrupt, "answers": answers},
+    ):
+        got = outputs(data, ablation)
+        assert_close(got.stack(), plain_mean(ablation), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_scores_of_a_pair_by_its_own_mean(ablation: A) -> None:
+    """The data that is scored is the data of the mean: no score is halved."""
+    model = wrapped("hooked LN")
+    data = (CLEAN[1], CORRUPT[1], torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6, 7, 8]))
+    found = ct.exact_scores(
+        model, data, patched=model.source_outputs(data, ablation), edges="*->Resid End"
+    )
+    chosen = [data[0]] if ablation is A.TOKENWISE_MEAN_CLEAN else [data[1]]
+    chosen = list(data[:2]) if ablation is A.TOKENWISE_MEAN_CLEAN_AND_CORRUPT else chosen
+    second = oracle("hooked LN")
+    wrote = second.run(torch.cat(chosen)).wrote
+    mean = {name: value.mean(0, keepdim=True).expand(4, -1, -1) for name, value in wrote.items()}
+    rows = torch.arange(4)
+
+    def metric(asks: list[Ask]) -> float:
+        logits = second.run(data[0], mean, asks).logits[:, -1]
+        return float((logits[rows, data[2]] - logits[rows, data[3]]).mean())
+
+    for src in ("Resid Start", "A0.1", "MLP 1"):
+        expected = metric([Ask(src, "Resid End", None, 1.0)]) - metric([])
+        score = found["blocks.1.hook_resid_post"][model.graph.src_by_name[src].idx]
+        assert float(score) == pytest.approx(expected, abs=1e-4)
+        assert abs(expected) > 1e-3
+
+
 BAD_DATA: dict[str, tuple[Callable[[], Any], A, str]] = {
     "empty": (
         lambda: [],
@@ -141,34 +187,50 @@ BAD_DATA: dict[str, tuple[Callable[[], Any], A, str]] = {
     "no iterable": (
         lambda: 5,
         A.TOKENWISE_MEAN_CLEAN,
-        "The ablation tokenwise mean clean takes a dataset, any iterable of batches; got int.",
+        "Expected pairs of prompts, (clean, corrupt) or (clean, corrupt, answers, wrong_answers), or "
+        "an iterable of such batches; got int.",
     ),
     "no pairs": (
         lambda: CLEAN,
         A.TOKENWISE_MEAN_CLEAN_AND_CORRUPT,
-        "The ablation tokenwise mean clean and corrupt needs pairs of clean and corrupt prompts, but "
-        "batch 0 is a Tensor: give (clean, corrupt) tuples, mappings or objects with those names.",
+        "Batch 0: Expected clean and corrupt prompts, as (clean, corrupt) or under these names; got a "
+        "Tensor without them.",
     ),
     "a later batch without a pair": (
         lambda: [*pairs(), CLEAN[0]],
         A.TOKENWISE_MEAN_CLEAN_AND_CORRUPT,
-        "The ablation tokenwise mean clean and corrupt needs pairs of clean and corrupt prompts, but "
-        "batch 3 is a Tensor: give (clean, corrupt) tuples, mappings or objects with those names.",
+        "Batch 3: Expected clean and corrupt prompts, as (clean, corrupt) or under these names; got a "
+        "Tensor without them.",
+    ),
+    "no corrupt prompts": (
+        lambda: {"clean": CLEAN[0]},
+        A.TOKENWISE_MEAN_CORRUPT,
+        "Batch 0: Expected corrupt prompts, as (clean, corrupt) or under these names; got a dict "
+        "without them.",
+    ),
+    "a tuple of three batches": (
+        lambda: tuple(CLEAN),
+        A.TOKENWISE_MEAN_CLEAN,
+        "A tuple is one batch, (clean, corrupt, answers, wrong_answers), but all 3 of these look like "
+        "prompts. Give several batches of prompts in a list.",
     ),
     "unequal lengths": (
         lambda: [tokens(1, seq=6), tokens(2, seq=7)],
         A.TOKENWISE_MEAN_CLEAN,
-        "A token-wise mean needs prompts of one length: batch 1 has 7 tokens, those before it 6.",
+        "A token-wise mean needs prompts of one length: batch 1 has 7 tokens, those before it 6. "
+        "Texts of unequal length are padded if they are one batch, a list of them; or pad tokens "
+        "yourself, with an attention_mask.",
     ),
     "no tokens": (
         lambda: [3.5],
         A.TOKENWISE_MEAN_CLEAN,
-        "Expected token ids as a tensor [batch, seq], a string or a list of strings; got float.",
+        "Batch 0: Expected token ids as a tensor [batch, seq], a string or a list of strings; got "
+        "float.",
     ),
     "text": (
         lambda: ["a prompt"],
         A.TOKENWISE_MEAN_CLEAN,
-        "Got text, but the wrapped model has no tokenizer: pass token ids [batch, seq].",
+        "Batch 0: Got text, but the wrapped model has no tokenizer: pass token ids [batch, seq].",
     ),
     "a dataset for one batch": (
         lambda: CLEAN,

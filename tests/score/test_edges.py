@@ -97,8 +97,8 @@ def test_a_data_loader_and_texts() -> None:
             {
                 "clean": [CLEAN] * 2,
                 "corrupt": [CORRUPT] * 2,
-                "answers": ANSWERS[0],
-                "wrong_answers": ANSWERS[1],
+                "answers": [ANSWERS[0]] * 2,
+                "wrong_answers": [ANSWERS[1]] * 2,
             }
         ],
     )
@@ -157,7 +157,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "steps 3": ({"steps": []}, r"^steps must be .* got \[\]\."),
     "mask": ({"mask_value": float("nan")}, r"^mask_value must be a finite number .* got nan\."),
     "forward": ({"forward": 3}, r"^forward must map names .* or be a function of the batch"),
-    "exact": ({"method": "exact", "forward": {}}, r"^method='exact' takes no forward="),
     "ablation": ({"ablation": "zero"}, r"^ablation must be an AblationType"),
     "means": (
         {"ablation": ct.AblationType[ALL_MEANS]},
@@ -214,6 +213,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_scored_is_refused(model: ct.PatchableModel, case: str) -> None:
     options, message = REFUSED[case]
@@ -365,7 +365,7 @@ def test_another_forward_pass_is_not_resumed(model: ct.PatchableModel, tmp_path:
     ct.score_edges(model, PAIRS, "kl", method="eap-ig", resume=file)
     mask = torch.ones_like(PAIR[0])
     mask[:, 0] = 0
-    with pytest.raises(ct.InputError, match=r"^The metric of the first clean prompts is not what"):
+    with pytest.raises(ct.InputError, match=r"^The first 4 batches are not those of the run to"):
         ct.score_edges(
             model,
             PAIRS,

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from torch.utils.hooks import RemovableHandle
 
 import circuit_trace as ct
+from circuit_trace.plan import PromptPairs
 from circuit_trace.score import differences, methods, pull_back
 from circuit_trace.score.gradients import gradients
 from circuit_trace.score.metrics import read_metric
-from circuit_trace.score.prompts import PromptPairs
 from tests.footprint import footprint, hooks_of
 from tests.models import CASES, TWO, TYPICAL, tokens, wrapped
 
