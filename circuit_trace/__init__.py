@@ -28,11 +28,13 @@ from circuit_trace.anatomy import Unembed as Unembed
 from circuit_trace.errors import AnatomyError as AnatomyError
 from circuit_trace.errors import CircuitTraceError as CircuitTraceError
 from circuit_trace.errors import EdgeError as EdgeError
+from circuit_trace.errors import EdgeWarning as EdgeWarning
 from circuit_trace.errors import FigureError as FigureError
 from circuit_trace.errors import FormatError as FormatError
 from circuit_trace.errors import FormatWarning as FormatWarning
 from circuit_trace.errors import InputError as InputError
 from circuit_trace.errors import MaskError as MaskError
+from circuit_trace.errors import MaskWarning as MaskWarning
 from circuit_trace.errors import NoTraceError as NoTraceError
 from circuit_trace.graph import DestNode as DestNode
 from circuit_trace.graph import Edge as Edge

@@ -26,6 +26,7 @@ from circuit_trace.graph.grammar import (
     whole_number,
 )
 from circuit_trace.graph.nodes import DestModule, DestNode, SrcNode
+from circuit_trace.graph.shared import shared_inputs, warn_of_missed
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +166,8 @@ class Graph:
         dests = self._matching(
             read.dest, self.dest_by_name, "destination", f" in the edge {read.text!r}"
         )
+        if is_glob(read.dest):
+            warn_of_missed(self.modules, dests, own_name(read.dest), read.text)
         numbers = self._between(srcs, dests, read.seq_idx, f"the edge {read.text!r}")
         if not numbers:
             raise EdgeError(
@@ -192,8 +195,12 @@ class Graph:
         """
         given = spec.name if isinstance(spec, DestNode) else spec
         read = read_node(given, self.dests[-1].name, "destination")
-        inputs = [dest for dest in self.dests if dest.unit == own_name(read.text)]
+        name = own_name(read.text)
+        inputs = [dest for dest in self.dests if dest.unit == name]
         dests = inputs or self._matching(read.text, self.dest_by_name, "destination", "")
+        if inputs or is_glob(name):
+            pattern = f"{name}.*" if inputs else name
+            warn_of_missed(self.modules, dests, pattern, read.text)
         return self._between(self.srcs, dests, read.seq_idx, f"the node {read.text!r}")
 
     def _between(
@@ -263,6 +270,9 @@ class Graph:
             hint = (
                 f" {name!r} can only be a {'destination' if role == 'source' else 'source'}.{hint}"
             )
+        for _, shared, own in shared_inputs(self.modules, self.dests):
+            if name == own and role == "destination":
+                hint = f" Several heads of this model share it: its name is {shared.name!r}."
         names = list(known)
         return f"{hint} The {role}s run from {names[0]!r} to {names[-1]!r}."
 

@@ -19,6 +19,7 @@ from circuit_trace.plan.masks import (
     check_scores,
     mask_makers,
     score_shape,
+    warn_of_scores,
 )
 from circuit_trace.plan.outputs import SourceOutputs
 
@@ -127,6 +128,7 @@ def make_plan(
         read = check_scores(graph, masks, "The masks")
     else:
         read = {}
+    warn_of_scores(graph, read)
     if patched is not None and not isinstance(patched, SourceOutputs):
         raise InputError(
             f"The patched outputs must come from model.source_outputs(...); got "

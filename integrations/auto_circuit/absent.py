@@ -26,10 +26,11 @@ _REASONS = {
         "belongs to auto-circuit's own experiments, which are not part of the drop-in. Load a model with "
         "load_tl_model and prompts with load_datasets_from_json"
     ),
-    r"measure\w+|\w+_METRIC|PRUNE_METRIC\w*|PruneMetric\w*|correct_answer_\w+|answer_diff_percent|\w*roc_plot|"
+    r"measure\w+|\w+_METRIC|PRUNE_METRIC\w*|PruneMetric\w*|\w*roc_plot|"
     r"\w*_auc(_plot)?|\w*same_under_knockout\w*|\w*prune_score_similarities\w*": "measures in a way that "
     "is not part of the drop-in: work it out from what run_circuits returns, or use "
-    "measure_answer_val, measure_answer_diff or measure_kl_div",
+    "measure_answer_val, measure_answer_diff, measure_answer_diff_percent, "
+    "measure_correct_ans_percent or measure_kl_div",
     r"MicroModel|\w*Autoencoder\w*|sae_model|get_tracr_model|\w*Projector\w*": "is a model of "
     "auto-circuit's own. Any module that has an anatomy can be patched: see circuit_trace.Anatomy",
     r"graph_edges": "comes with the model: patchable_model(...).edges",

@@ -105,13 +105,15 @@ def as_source_outputs(
     if isinstance(outputs, ct.SourceOutputs):
         return outputs
     engine = model.engine
+    # A model without a configuration says how wide its stream is in its passes alone.
     d_model = getattr(engine.cfg, "d_model", None)
     is_tensor = isinstance(outputs, Tensor) and outputs.ndim == 4
-    if not is_tensor or outputs.shape[0] != len(engine.srcs) or outputs.shape[3] != d_model:
+    fits = is_tensor and outputs.shape[0] == len(engine.srcs)
+    if not fits or d_model not in (None, outputs.shape[3]):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InputError(
             f"patch_src_outs must be what src_ablations gives, a tensor [n_srcs, batch, seq, d_model] "
-            f"of {len(engine.srcs)} sources × … × {d_model}, or SourceOutputs; got {got}."
+            f"of {len(engine.srcs)} sources × … × {d_model or 'd_model'}, or SourceOutputs; got {got}."
         )
     blocks = outputs.split([len(site.names) for site in engine.anatomy.sources])
     sites = tuple(SiteOutput(block.permute(1, 2, 0, 3)) for block in blocks)
