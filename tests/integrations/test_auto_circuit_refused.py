@@ -318,7 +318,7 @@ ABSENT = {
     "TASK_DICT": "Load a model with load_tl_model",
     "ioi_true_edges": "Load a model with load_tl_model",
     "measure_prune_metrics": "work it out from what run_circuits returns",
-    "answer_diff_percent": "work it out from what run_circuits returns",
+    "measure_roc": "measure_answer_diff_percent, measure_correct_ans_percent or measure_kl_div",
     "MicroModel": "circuit_trace.Anatomy",
     "graph_edges": r"patchable_model\(...\).edges",
     "load_cache": "weights_only=True",
