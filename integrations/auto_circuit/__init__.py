@@ -49,6 +49,10 @@ from .data import PromptDataset as PromptDataset
 from .data import PromptPair as PromptPair
 from .data import PromptPairBatch as PromptPairBatch
 from .data import collate_fn as collate_fn
+from .gradients import (
+    edge_attribution_patching_prune_scores as edge_attribution_patching_prune_scores,
+)
+from .gradients import mask_gradient_prune_scores as mask_gradient_prune_scores
 from .load import load_datasets_from_json as load_datasets_from_json
 from .load import load_tl_model as load_tl_model
 from .load import repo_path_to_abs_path as repo_path_to_abs_path

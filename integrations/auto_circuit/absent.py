@@ -12,10 +12,10 @@ class AbsentError(CircuitTraceError, ImportError):
 
 
 _REASONS = {
-    r"\w+_prune_scores|PruneAlgo|run_\w*prune_\w+|\w*PRUNE_ALGO\w*": "finds prune scores, which is not "
-    "part of the drop-in. Scores saved by auto-circuit load as they are; edge attribution scores are "
-    "the gradients of the masks: inside train_mask_mode(model) and patch_mode(model, outputs), run the "
-    "model, call backward() on a metric, and read each mask's .grad",
+    r"\w+_prune_scores|PruneAlgo|run_\w*prune_\w+|\w*PRUNE_ALGO\w*": "finds prune scores in a way "
+    "that is not part of the drop-in. mask_gradient_prune_scores is, which with mask_val=0.0 is edge "
+    "attribution patching; circuit_trace.score_edges has further methods, circuit_trace.acdc is ACDC. "
+    "Scores saved by auto-circuit load as they are",
     r"mask_fn_mode|set_mask_batch_size|MaskFn|mask_fn|sample_hard_concrete": "serves subnetwork probing, "
     "which is not part of the drop-in: a pass uses the masks' own values, the same for all prompts of "
     "a batch",

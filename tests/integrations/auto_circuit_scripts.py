@@ -384,6 +384,55 @@ results = {
 }
 """
 
+SCORES_BY_GRADIENTS = """
+from auto_circuit.data import load_datasets_from_json
+from auto_circuit.prune import run_circuits
+from auto_circuit.prune_algos.edge_attribution_patching import edge_attribution_patching_prune_scores
+from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
+from auto_circuit.types import AblationType
+from auto_circuit.utils.graph_utils import patchable_model
+from auto_circuit.visualize import draw_seq_graph
+
+train_loader, test_loader = load_datasets_from_json(
+    tl_model, dataset, "cpu", batch_size=4, train_test_size=(8, 4), shuffle=False
+)
+model = patchable_model(tl_model, factorized=True, slice_output="last_seq", separate_qkv=True)
+attribution_scores = mask_gradient_prune_scores(
+    model=model,
+    dataloader=train_loader,
+    official_edges=None,
+    grad_function="logit",
+    answer_function="avg_diff",
+    mask_val=0.0,
+)
+found = [attribution_scores, edge_attribution_patching_prune_scores(model, train_loader, None)]
+for grad_function in ("logit", "prob", "logprob", "logit_exp"):
+    for answer_function in ("avg_diff", "avg_val"):
+        found.append(
+            mask_gradient_prune_scores(
+                model, train_loader, None, grad_function, answer_function, mask_val=0.3
+            )
+        )
+for mask_val, samples, ablation, side in (
+    (0.5, None, AblationType.ZERO, None),
+    (None, 3, AblationType.RESAMPLE, "corrupt"),
+    (None, 1, AblationType.BATCH_TOKENWISE_MEAN, "clean"),
+    (None, 2, AblationType.TOKENWISE_MEAN_CORRUPT, None),
+):
+    found.append(
+        mask_gradient_prune_scores(
+            model, train_loader, None, "logprob", "avg_diff", mask_val, samples, ablation, side
+        )
+    )
+outs = run_circuits(model, test_loader, [20], attribution_scores)
+results = {
+    "scores": found,
+    "masks": model.current_patch_masks_as_prune_scores(),
+    "circuit": {n: [of[b.key] for b in test_loader] for n, of in outs.items()},
+    "figure": draw_seq_graph(model, attribution_scores, 3.0, display_ipython=False),
+}
+"""
+
 SCRIPTS = {
     "zero ablation": ZERO_ABLATION,
     "edges over a dataset": EDGES_OVER_A_DATASET,
@@ -394,6 +443,7 @@ SCRIPTS = {
     "masks by hand": MASKS_BY_HAND,
     "mask gradients": MASK_GRADIENTS,
     "answers at every position": ANSWERS_AT_EVERY_POSITION,
+    "scores by gradients": SCORES_BY_GRADIENTS,
 }
 
 

@@ -290,6 +290,38 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[Any], Any], str]] = {
         lambda m: ac.edge_counts_util(m.edges, "all"),
         "test_counts must be an EdgeCounts, or a list of whole numbers or proportions; got 'all'",
     ),
+    "gradients of another function": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "odds", "avg_diff", 0.0),  # pyright: ignore
+        "grad_function must be one of logit, prob, logprob, logit_exp; got 'odds'",
+    ),
+    "gradients of another loss": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "logit", "kl", 0.0),  # pyright: ignore
+        "answer_function must be one of avg_diff, avg_val, mse; got 'kl'",
+    ),
+    "gradients nowhere": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "logit", "avg_diff"),
+        "Give either mask_val, for gradients at one value of all masks, or integrated_grad_samples",
+    ),
+    "gradients twice": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "logit", "avg_diff", 0.0, 3),
+        "Give either mask_val",
+    ),
+    "half a step": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(
+            m,
+            a_loader(2),
+            None,
+            "logit",
+            "avg_diff",
+            integrated_grad_samples=0.5,  # pyright: ignore
+        ),
+        "integrated_grad_samples must be a whole number, 1 or more; got 0.5",
+    ),
     "another function": (
         ct.InputError,
         lambda m: ac.measure_answer_val(m, [], {}, "odds"),  # pyright: ignore
@@ -309,8 +341,8 @@ def test_refused(case: str, model: ac.PatchableModel) -> None:
 
 
 ABSENT = {
-    "mask_gradient_prune_scores": r"'mask_gradient_prune_scores' finds prune scores, .* train_mask_mode",
-    "acdc_prune_scores": "finds prune scores",
+    "subnetwork_probing_prune_scores": r"finds prune scores .* mask_gradient_prune_scores is,",
+    "acdc_prune_scores": "circuit_trace.acdc is ACDC",
     "PRUNE_ALGO_DICT": "finds prune scores",
     "mask_fn_mode": "serves subnetwork probing",
     "set_mask_batch_size": "the same for all prompts of a batch",
