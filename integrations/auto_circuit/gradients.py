@@ -15,7 +15,7 @@ from circuit_trace.graph import whole_number
 
 from .ablations import batch_src_ablations
 from .answers import batch_avg_answer_diff, batch_avg_answer_val
-from .data import PromptDataLoader, PromptPairBatch
+from .data import PromptDataLoader, PromptPairBatch, batches_of
 from .model import PatchableModel
 from .patching import patch_mode, set_all_masks, train_mask_mode
 
@@ -105,7 +105,7 @@ def mask_gradient_prune_scores(
     with torch.enable_grad(), train_mask_mode(model) as masks:
         for mask_value in _path(mask_val, integrated_grad_samples):
             set_all_masks(model, mask_value)
-            for batch in dataloader:
+            for batch in batches_of(dataloader):
                 with patch_mode(model, outputs[batch.key]):
                     logits = model(batch.clean)[model.out_slice]
                     # The masks alone: the weights' own gradients are their owner's.
@@ -143,8 +143,8 @@ def _path(mask_val: float | None, n_samples: int | None) -> list[float]:
             "Give either mask_val, for gradients at one value of all masks, or "
             "integrated_grad_samples, for those on the way from 0 to 1."
         )
-    if n_samples is None:
-        return [float(mask_val or 0)]
+    if mask_val is not None:
+        return [mask_val]
     n = whole_number(n_samples)
     if n is None or n < 1:
         raise InputError(

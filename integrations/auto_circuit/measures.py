@@ -20,7 +20,7 @@ from .answers import (
     multibatch_kl_div,
 )
 from .circuits import BatchOutputs, CircuitOutputs
-from .data import PromptPairBatch
+from .data import PromptPairBatch, batches_of
 from .model import PatchableModel
 
 Measurements = list[tuple[int, float]]
@@ -182,7 +182,7 @@ def _whole(
 
 def _some(loader: Iterable[PromptPairBatch]) -> list[PromptPairBatch]:
     """The batches of a loader, which must have one."""
-    batches = list(loader)
+    batches = list(batches_of(loader))
     if not batches:
         raise InputError(
             "The dataloader has no batch, so nothing can be measured: its batch_size is larger than "

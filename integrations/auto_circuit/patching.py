@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -68,7 +70,13 @@ def patch_mode(
 
 
 def set_all_masks(model: PatchableModel, val: float) -> None:
-    """Set the mask of every edge: 0 leaves its current output, 1 patches it."""
+    """Set the mask of every edge: 0 leaves its current output, 1 patches it.
+
+    Raises:
+        InputError: The value is no finite number.
+    """
+    if not isinstance(val, Real) or not isfinite(val):
+        raise InputError(f"The value of all masks must be a finite number; got {val!r}.")
     for mask in model.patch_masks.values():
         mask.data.fill_(val)
 

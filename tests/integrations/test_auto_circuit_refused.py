@@ -270,6 +270,52 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[Any], Any], str]] = {
         lambda m: ac.run_circuits(m, a_loader(1), [1], m.new_prune_scores()),
         "The dataloader has no batch, so no circuit ran",
     ),
+    "circuits of a name": (
+        ct.InputError,
+        lambda m: ac.run_circuits(m, a_loader(2), [1], m.new_prune_scores(), "TREE_PATCH"),  # pyright: ignore
+        "patch_type must be a PatchType; got 'TREE_PATCH'",
+    ),
+    "circuits of a part": (
+        ct.InputError,
+        lambda m: ac.run_circuits(m, a_loader(2), [0.5], m.new_prune_scores()),  # pyright: ignore
+        "A circuit of 0.5 edges was asked for; the scores are of 110",
+    ),
+    "circuits on bare tokens": (
+        ct.InputError,
+        lambda m: ac.run_circuits(m, [TOKENS], [1], m.new_prune_scores()),  # pyright: ignore
+        "Expected a PromptDataLoader, which gives PromptPairBatches; got a Tensor as a batch",
+    ),
+    "circuits ablated by name": (
+        ct.InputError,
+        lambda m: ac.run_circuits(
+            m,
+            a_loader(2),
+            [1],
+            m.new_prune_scores(),
+            ablation_type="ZERO",  # pyright: ignore
+        ),
+        r"ablation must be an AblationType \(RESAMPLE, .*\); got 'ZERO'",
+    ),
+    "an ablation by name": (
+        ct.InputError,
+        lambda m: ac.src_ablations(m, TOKENS, "ZERO"),  # pyright: ignore
+        r"ablation must be an AblationType \(RESAMPLE, .*\); got 'ZERO'",
+    ),
+    "ablations by name": (
+        ct.InputError,
+        lambda m: ac.batch_src_ablations(m, a_loader(2), "ZERO"),  # pyright: ignore
+        r"ablation must be an AblationType \(RESAMPLE, .*\); got 'ZERO'",
+    ),
+    "masks of no number": (
+        ct.InputError,
+        lambda m: ac.set_all_masks(m, float("nan")),
+        "The value of all masks must be a finite number; got nan",
+    ),
+    "no scores": (
+        ct.MaskError,
+        lambda m: ac.desc_prune_scores({}),
+        "Expected PruneScores, a dict from modules' names to tensors; got {}",
+    ),
     "circuits too large": (
         ct.InputError,
         lambda m: ac.run_circuits(m, a_loader(2), [111], m.new_prune_scores()),
@@ -304,6 +350,11 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[Any], Any], str]] = {
         ct.InputError,
         lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "logit", "avg_diff"),
         "Give either mask_val, for gradients at one value of all masks, or integrated_grad_samples",
+    ),
+    "gradients at no number": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "logit", "avg_diff", "0"),  # pyright: ignore
+        "The value of all masks must be a finite number; got '0'",
     ),
     "gradients twice": (
         ct.InputError,
