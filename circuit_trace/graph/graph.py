@@ -147,7 +147,8 @@ class Graph:
 
     def numbers(self, spec: EdgeSpec) -> Sequence[int]:
         """The numbers of what a user named: one edge, with positions a name's edge at each, with
-        globs every edge that matches.
+        globs every edge that matches. A glob for one head's inputs warns of those that are not its
+        own alone, as keys and values are not where query heads share them.
 
         Raises:
             EdgeError: As `edge`, where a glob matches nothing, and for anything that names no edge.
@@ -188,7 +189,8 @@ class Graph:
 
     def numbers_into(self, spec: str | DestNode | tuple[int, str]) -> Sequence[int]:
         """The numbers of all edges that end at a destination, at those that a glob matches, or at
-        all inputs of a node ("A1.2" for its query, key and value).
+        all inputs of a node ("A1.2" for its query, key and value; shared ones are left out with a
+        warning).
 
         Raises:
             EdgeError: There is no such destination or position.

@@ -121,11 +121,10 @@ def answer_diff_percent(
     for n_edges, outs in circuit_outs.items():
         pairs = [(function(_of(outs, b), dim=-1), whole[b.key], b) for b in batches]
         if diff_of_means:
-            found, target = (
-                torch.stack([batch_avg_answer_diff(pair[side], pair[2]) for pair in pairs]).mean()
-                for side in (0, 1)
-            )
-            mean, deviation, each = found / target * 100, 0.0, torch.tensor([])
+            found = torch.stack([batch_avg_answer_diff(vals, b) for vals, _, b in pairs])
+            target = torch.stack([batch_avg_answer_diff(vals, b) for _, vals, b in pairs])
+            mean, deviation = found.mean() / target.mean() * 100, 0.0
+            each = torch.tensor([])
         else:
             each = torch.cat([batch_answer_diff_percents(*pair) for pair in pairs])
             mean, deviation = each.mean(), each.std().item()

@@ -106,6 +106,7 @@ def test_nested_contexts_accumulate(toy: ct.PatchableModel) -> None:
     assert toy(CORRUPT)[0, -1].tolist() == [-25.0, -49.0]
 
 
+@pytest.mark.filterwarnings("ignore::circuit_trace.MaskWarning")  # beyond 0 to 1 on purpose
 @pytest.mark.parametrize(
     ("mask", "expected"), [(0.0, [-25.0, -49.0]), (0.5, [-22.0, -45.0]), (-1.0, [-31.0, -57.0])]
 )

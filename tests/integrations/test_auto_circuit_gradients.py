@@ -62,7 +62,7 @@ def test_attribution_patching_is_score_edges(
     expected = ct.score_edges(model.engine, batches, "logit_diff", method="eap")
     for found in (
         ac.edge_attribution_patching_prune_scores(model, loader, None),
-        ac.mask_gradient_prune_scores(model, loader, None, "logit", "avg_diff", mask_val=0),
+        ac.mask_gradient_prune_scores(model, loader, None, "logit", "avg_diff", mask_val=0.0),
     ):
         assert found.keys() == expected.keys()
         for name, score in expected.items():

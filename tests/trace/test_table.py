@@ -13,6 +13,8 @@ import circuit_trace as ct
 from tests.models import TYPICAL, copy_of, oracle, shared, tokens, wrapped
 from tests.oracle import Ask
 
+pytestmark = pytest.mark.filterwarnings("ignore::circuit_trace.MaskWarning")  # as EDGES on purpose
+
 SEQ = 6
 CLEAN, CORRUPT = tokens(1, seq=SEQ), tokens(2, seq=SEQ)
 COLUMNS = [
