@@ -200,7 +200,19 @@ class FaithfulnessCurves(dict[str, Faithfulness]):
 
 @overload
 def faithfulness(
-    model: PatchableModel, data: Any, scores: PruneScores, metric: Metric = ..., **options: Any
+    model: PatchableModel,
+    data: Any,
+    scores: PruneScores,
+    metric: Metric = ...,
+    *,
+    sizes: Sequence[float] | Sequence[int] | None = ...,
+    patch: Patch = ...,
+    circuit: CircuitMethod = ...,
+    rank_by: RankBy = ...,
+    prune: bool = ...,
+    ablation: AblationType = ...,
+    patched: SourceOutputs | None = ...,
+    bar: bool = ...,
 ) -> Faithfulness: ...
 @overload
 def faithfulness(
@@ -208,7 +220,15 @@ def faithfulness(
     data: Any,
     scores: Mapping[str, PruneScores],
     metric: Metric = ...,
-    **options: Any,
+    *,
+    sizes: Sequence[float] | Sequence[int] | None = ...,
+    patch: Patch = ...,
+    circuit: CircuitMethod = ...,
+    rank_by: RankBy = ...,
+    prune: bool = ...,
+    ablation: AblationType = ...,
+    patched: SourceOutputs | None = ...,
+    bar: bool = ...,
 ) -> FaithfulnessCurves: ...
 def faithfulness(
     model: PatchableModel,

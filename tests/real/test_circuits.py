@@ -11,7 +11,7 @@ import pytest
 import circuit_trace as ct
 from circuit_trace.plan import flat_scores
 from tests.real.tasks import TASKS, Task
-from tests.score.test_circuit import chosen, on_a_path
+from tests.score.paths import chosen, on_a_path
 
 N = 30
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import pickle
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,9 +19,9 @@ from circuit_trace.graph import Graph
 from circuit_trace.integrations.shape import Shape
 from circuit_trace.plan import flat_scores, unflat_scores
 from tests.models import TYPICAL, wrapped
+from tests.score.paths import chosen, on_a_path
 
-PLAIN = wrapped(TYPICAL[0]).graph
-THREE = wrapped(TYPICAL[0], 3).graph
+PLAIN, THREE = (Shape(2, 4, 4).graph(seq_len) for seq_len in (None, 3))
 GRAPHS = {
     "plain": PLAIN,
     "positions": THREE,
@@ -44,44 +41,6 @@ def told_or_not(scores: ct.PruneScores, **options: Any) -> ct.Circuit:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ct.circuit(scores, **options)
-
-
-def chosen(graph: Graph, circuit: ct.PruneScores) -> set[int]:
-    flat = flat_scores(graph, circuit)
-    assert set(flat.unique().tolist()) <= {0.0, 1.0}
-    return set(flat.nonzero()[:, 0].tolist())
-
-
-def on_a_path(graph: Graph, numbers: Iterable[int]) -> set[int]:
-    """The edges on a path from the start of the stream to its end. What a node writes at a position
-    depends on its keys and values there and before, and on its other inputs there."""
-    flow, edges = nx.DiGraph(), {n: graph.edge_at(n) for n in numbers}
-    for edge in edges.values():
-        at = edge.seq_idx or 0
-        flow.add_edge(("out", edge.src.name, at), ("in", edge.dest.name, at))
-    of_module = {module.name: module.dests for module in graph.modules}
-    heads = Counter(src.layer for src in graph.srcs if src.head is not None)
-    for src, dest in itertools.product(graph.srcs, graph.dests):
-        if src.kind != dest.kind or src.layer != dest.layer:
-            continue
-        n_inputs = len(of_module[dest.module_name])
-        if src.head is not None and src.head * n_inputs // heads[src.layer] != dest.slot:
-            continue
-        for here, later in itertools.combinations_with_replacement(range(graph.seq_len or 1), 2):
-            if here == later or dest.name.endswith((".K", ".V")):
-                flow.add_edge(("in", dest.name, here), ("out", src.name, later))
-    ends = [
-        [node for node in flow if node[:2] == end]
-        for end in (("out", graph.srcs[0].name), ("in", graph.dests[-1].name))
-    ]
-    after = set().union(*({node} | nx.descendants(flow, node) for node in ends[0]))
-    before = set().union(*({node} | nx.ancestors(flow, node) for node in ends[1]))
-    return {
-        number
-        for number, edge in edges.items()
-        if ("out", edge.src.name, edge.seq_idx or 0) in after
-        and ("in", edge.dest.name, edge.seq_idx or 0) in before
-    }
 
 
 @pytest.mark.parametrize("graph", [PLAIN, THREE], ids=["plain", "positions"])
