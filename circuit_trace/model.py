@@ -92,6 +92,11 @@ def wrap(
             f"Expected a model (a torch.nn.Module such as a HookedTransformer), got "
             f"{type(hooked).__name__}."
         )
+    if type(hooked).__name__ == "OptimizedModule":
+        raise AnatomyError(
+            "This is what torch.compile(model) returns. Wrap the model itself, "
+            "ct.wrap(compiled._orig_mod): while a patch is open both of them run patched, not compiled."
+        )
     if hooked in _PATCHED_BY:
         raise InputError(
             "A patch is open on this model, so it cannot be wrapped now. Close the patch first."

@@ -13,6 +13,7 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode
 from circuit_trace.hooks.attach import attach, detach_all, unflattened
 from circuit_trace.hooks.delta import Delta, Scratch, add_delta, replace_heads
+from circuit_trace.hooks.eager import RunsEagerly
 
 
 def run_rows(
@@ -49,7 +50,9 @@ def run_rows(
         return replace_heads(whole, len(site.names), delta, new).view_as(tensor)
 
     handles: list[RemovableHandle] = []
+    eagerly = RunsEagerly()
     try:
+        eagerly.begin()
         for number, reader in enumerate(site.readers):
             handles.append(attach(reader.point, partial(patch, number, reader), first=True))
         handles.append(attach(site.stream, partial(keep, "stream")))
@@ -57,6 +60,7 @@ def run_rows(
         model(tokens)
     finally:
         detach_all(handles)
+        eagerly.end()
     if len(patched) < len(site.readers) or "logits" not in seen:
         raise InputError(
             f"The input of {dest.name!r} was to be patched, but that part of the model did not run. "

@@ -21,6 +21,7 @@ from circuit_trace.hooks.delta import (
     combine,
     replace_heads,
 )
+from circuit_trace.hooks.eager import RunsEagerly
 from circuit_trace.hooks.heads import HeadTaker, head_takers
 from circuit_trace.hooks.postnorm import take_apart
 from circuit_trace.hooks.record import PassRecord, Read, sketch
@@ -90,11 +91,13 @@ class Session:
         self._tokens: Tensor | None = None
         self._whole: PassRecord | None = None
         self._pass: _Pass | None = None
+        self._eagerly = RunsEagerly()
         self._plan_recorders()
 
     def attach(self) -> None:
         """Put the hooks on the model; a failure half-way leaves none."""
         try:
+            self._eagerly.begin()
             for dest in self.anatomy.dests:
                 if dest.module_name in self._touched:
                     for reader in dest.readers:
@@ -119,6 +122,7 @@ class Session:
             detach_all(self._patch_handles)
         finally:
             detach_all(self._record_handles)
+            self._eagerly.end()
         self._pass = None
 
     def _plan_recorders(self) -> None:
