@@ -18,9 +18,7 @@ UNPICKLABLE = (AttributeError, TypeError, RuntimeError, pickle.PicklingError)
 """What pickle and torch raise for a model with functions or handles in it."""
 
 
-def of(
-    wrapped: PatchableModel, model: nn.Module, anatomy: Anatomy | None = None
-) -> PatchableModel:
+def of(wrapped: PatchableModel, model: nn.Module, anatomy: Anatomy | None = None) -> PatchableModel:
     """A model wrapped as another one is; without an anatomy its own is found."""
     how = wrapped._anatomy_of, wrapped.graph, wrapped.slice_output
     return _wrapped(type(wrapped), model, anatomy, *how)

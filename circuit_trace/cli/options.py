@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuit_trace.errors import FormatError, InputError
-from circuit_trace.files import atomic_write
+from circuit_trace.file_kinds import is_safetensors
+from circuit_trace.files import checked_path, refusing, writing
 from circuit_trace.plan import AblationType
 
 if TYPE_CHECKING:
@@ -180,11 +182,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
+    with writing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def read_trace(path: Path) -> Trace:
@@ -199,11 +198,9 @@ def is_trace(path: Path) -> bool:
     if path.suffix.lower() == ".trace":
         return True
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        # Eight bytes say how long the JSON behind them is.
-        return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-    except OSError:
+        with checked_path(path).open("rb") as file:
+            return is_safetensors(file.read(9))
+    except OSError:  # whoever reads it says why not
         return False
 
 
@@ -211,6 +208,9 @@ def check_out(paths: list[Path], suffixes: tuple[str, ...]) -> None:
     """Raise InputError where something would be written that no extension stands for; before the
     work is done."""
     for path in paths:
+        checked_path(path)
+        with refusing(InputError, f"Cannot write {str(path)!r}"), suppress(FileNotFoundError):
+            path.stat()
         if path.suffix.lower() not in suffixes:
             raise InputError(
                 f"Cannot write {str(path)!r}: the extensions that work are {', '.join(suffixes)}."

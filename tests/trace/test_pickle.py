@@ -21,8 +21,8 @@ from tests.anatomy.toy import ToyModel
 from tests.anatomy.toy import anatomy as toy_anatomy
 from tests.models import CASES, HAS_BRIDGE, HAS_HOOKED, TYPICAL, wrapped
 from tests.trace.test_saved import CLEAN as TOKENS
-from tests.trace.test_saved import MADE, answers, bundled, check_same, edges_of, toy
 from tests.trace.test_saved import CORRUPT as OTHER_TOKENS
+from tests.trace.test_saved import MADE, answers, bundled, check_same, edges_of, toy
 
 READ = {"direction": ANSWERS, "n_tokens": 3}
 EDGES = {"A1.0->Resid End": 1.0, "MLP 0->A1.0.V": 0.5}
@@ -98,7 +98,9 @@ def test_weights_that_change_later_change_nothing_in_a_copy(kind: str) -> None:
     for one in (found, deep):
         now = answers(one)
         for name, value in before[0].items():
-            is_same = torch.equal(now[name], value) if isinstance(value, Tensor) else now[name] == value
+            is_same = (
+                torch.equal(now[name], value) if isinstance(value, Tensor) else now[name] == value
+            )
             assert is_same, name
     for one in (found_outputs, deep_outputs):
         assert torch.equal(one.stack(), before[1])
