@@ -75,7 +75,7 @@ class Unfinished:
             except CircuitTraceError:
                 raise
             except (SafetensorError, ValueError, RecursionError) as error:
-                raise FormatError(f"{cannot}: {error}. {_kind(path)}".rstrip()) from error
+                raise FormatError(f"{cannot}. {_kind(path) or error}") from error
         dtypes = [{k: v.dtype for k, v in one.items()} for one in (tensors, start.tensors)]
         _check_alike(path, *dtypes)
         if about.get("digest") != digest(tensors[name] for name in sorted(tensors)):
@@ -130,6 +130,7 @@ def _check_alike(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 
 
 def _kind(path: Path) -> str:
+    """What the file is, where it is something else."""
     with path.open("rb") as file:
         return kind_of(file.read(ENOUGH)) or ""
 

@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from circuit_trace.errors import FormatError, InputError
-from circuit_trace.file_kinds import ENOUGH, kind_of, safetensors_kind
+from circuit_trace.file_kinds import ENOUGH, is_safetensors, kind_of, safetensors_kind
 from circuit_trace.file_kinds import TRACE as FORMAT
 from circuit_trace.files import refusing, writing
 
@@ -105,11 +105,13 @@ def read_file(path: Path, check: Callable[[Content], object] = lambda outline: N
             raise
         except WRONG_BYTES as error:
             with path.open("rb") as other:
-                kind = kind_of(other.read(ENOUGH))
-            raise FormatError(
-                f"{cannot}: it is not a whole safetensors file ({error}). "
-                f"{kind or 'Expected a file that Trace.save wrote; was it cut off on its way?'}"
-            ) from error
+                start = other.read(ENOUGH)
+            kind = None if is_safetensors(start) else kind_of(start)
+            reason = kind or (
+                f"It is not a whole safetensors file ({error}). Expected a file that Trace.save wrote; "
+                "was it cut off on its way?"
+            )
+            raise FormatError(f"{cannot}. {reason}") from error
 
 
 def _record(path: Path, text: str) -> dict[str, Any]:
