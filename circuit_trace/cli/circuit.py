@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         n_edges=options.n_edges,
         threshold=options.threshold,
         fraction=options.fraction,
-        model=graph,  # pyright: ignore[reportArgumentType]
+        model=graph,
         method=options.method,
         prune=options.prune,
     )

@@ -127,7 +127,7 @@ def _curves(
             ablation=ablation, bar=bar,
         )  # fmt: skip
         found[options.method] = model, scores
-    sizes = {} if options.sizes is None else {"sizes": _sizes(options.sizes)}
+    sizes: dict[str, Any] = {} if options.sizes is None else {"sizes": _sizes(options.sizes)}
     return {
         name: ct.faithfulness(
             placed, data, scores, options.metric, patch=options.patch, circuit=options.choose,
@@ -165,6 +165,5 @@ def _write(curves: dict[str, Faithfulness], options: argparse.Namespace) -> None
 def _table(curves: dict[str, Faithfulness]) -> pd.DataFrame:
     import pandas as pd
 
-    tables = [curve.table().assign(scores=name) for name, curve in curves.items()]
-    table = pd.concat(tables, ignore_index=True)
-    return table[["scores", *(name for name in table.columns if name != "scores")]]
+    tables = {name: curve.table() for name, curve in curves.items()}
+    return pd.concat(tables, names=["scores"]).reset_index(level="scores")

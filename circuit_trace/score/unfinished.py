@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from circuit_trace.errors import CircuitTraceError, FormatError, InputError
-from circuit_trace.file_kinds import ENOUGH, kind_of
+from circuit_trace.file_kinds import ENOUGH, is_safetensors, kind_of, safetensors_kind
 from circuit_trace.file_kinds import UNFINISHED as KIND
 from circuit_trace.files import checked_path, refusing, writing
 
@@ -75,7 +75,7 @@ class Unfinished:
             except CircuitTraceError:
                 raise
             except (SafetensorError, ValueError, RecursionError) as error:
-                raise FormatError(f"{cannot}. {_kind(path) or error}") from error
+                raise FormatError(f"{cannot}. {_other_kind(path) or f'{error}.'}") from error
         dtypes = [{k: v.dtype for k, v in one.items()} for one in (tensors, start.tensors)]
         _check_alike(path, *dtypes)
         if about.get("digest") != digest(tensors[name] for name in sorted(tensors)):
@@ -92,7 +92,7 @@ class Unfinished:
         if about.get("kind") != KIND or not isinstance(found, dict) or min(batch, step) < 0:
             raise FormatError(
                 f"{str(path)!r} is no file that such a run has left; name another one to resume. "
-                f"{_kind(path)}".rstrip()
+                f"{safetensors_kind(about)}"
             )
         for name in {**self.settings, **found}:
             mine, theirs = self.settings.get(name), found.get(name)
@@ -115,7 +115,7 @@ class Unfinished:
             "digest": digest(state.tensors[name] for name in sorted(state.tensors)),
         }
         with writing(self._path) as path:
-            save_file({k: v.contiguous() for k, v in state.tensors.items()}, path, about)
+            path.write_bytes(to_bytes({k: v.contiguous() for k, v in state.tensors.items()}, about))
         self._written_at = monotonic()
 
 
@@ -129,10 +129,11 @@ def _check_alike(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
             )
 
 
-def _kind(path: Path) -> str:
-    """What the file is, where it is something else."""
+def _other_kind(path: Path) -> str | None:
+    """What a file is that is no safetensors file, if that can be told."""
     with path.open("rb") as file:
-        return kind_of(file.read(ENOUGH)) or ""
+        start = file.read(ENOUGH)
+    return None if is_safetensors(start) else kind_of(start)
 
 
 def digest(tensors: Iterable[Tensor | None]) -> str:

@@ -362,7 +362,8 @@ class Trace:
         return load(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle, or copy deeply, what `save(unembed=True)` keeps: plain data, no model."""
+        """Pickle, or copy deeply, what `save(unembed=True)` keeps: plain data, no model. Where outputs
+        cannot be read as tokens, what reads them is left out."""
         from circuit_trace.trace.saved import pickled
 
         return pickled(self)
