@@ -1,4 +1,5 @@
-"""Write a file whole or not at all."""
+"""Files that users name: paths are checked, refusals are told in our words, and what is written is
+there whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +10,85 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from circuit_trace.errors import CircuitTraceError, InputError
+
+ADVICE = {
+    errno.ENAMETOOLONG: "choose a shorter one",
+    errno.EACCES: "choose another place, or change its permissions",
+    errno.EPERM: "choose another place, or change its permissions",
+    errno.EROFS: "choose another place",
+    errno.ENOTDIR: "one of its folders is a file",
+    errno.EEXIST: "one of its folders is a file",
+    errno.EISDIR: "give the name of a file in it",
+}
+"""What to do about what a file system says, where that is not plain."""
+
+
+def checked_path(
+    path: Any,
+    name: str = "path",
+    example: str = "x.trace",
+    refuse: type[CircuitTraceError] = InputError,
+) -> Path:
+    """The path that a user gives, if it can be one of any file.
+
+    >>> checked_path("out/x.trace").name
+    'x.trace'
+
+    Args:
+        path: What is given.
+        name: How the user calls it.
+        example: One that would do.
+        refuse: What is raised.
+
+    Raises:
+        CircuitTraceError: `refuse`: it is no path, or holds what no name of a file can.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        shown = repr(path)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+        raise refuse(f"{name} must be a path such as {example!r}; got {shown}.")
+    try:
+        os.fsencode(text)
+        is_possible = "\0" not in text
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise refuse(
+            f"{name} must not hold a zero character or half a character, which no name of a file can; "
+            f"got {text[:60]!r}."
+        )
+    return Path(text)
+
+
+@contextmanager
+def refusing(refuse: type[CircuitTraceError], what: str) -> Iterator[None]:
+    """Tell what the operating system refuses in the block as an error of ours.
+
+    >>> with refusing(InputError, "Cannot read 'none.csv'"):
+    ...     open("none.csv")
+    Traceback (most recent call last):
+    ...
+    circuit_trace.errors.InputError: Cannot read 'none.csv': No such file or directory.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = ADVICE.get(error.errno or 0)
+        reason = error.strerror or str(error) or type(error).__name__
+        raise refuse(f"{what}: {reason}{f'; {advice}' if advice else ''}.") from error
+
+
+@contextmanager
+def writing(path: Path, refuse: type[CircuitTraceError] = InputError) -> Iterator[Path]:
+    """As `atomic_write`, in a folder that is made, with an error of ours where it cannot be."""
+    with refusing(refuse, f"Cannot write {str(path)!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as unfinished:
+            yield unfinished
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from weakref import finalize
 import torch
 from torch import Tensor, nn
 
+from circuit_trace import copies
 from circuit_trace.anatomy import Anatomy, find_anatomy
 from circuit_trace.errors import AnatomyError, DataWarning, InputError, NoTraceError
 from circuit_trace.graph import (
@@ -116,6 +117,11 @@ def wrap(
             f"Expected a model (a torch.nn.Module such as a HookedTransformer), got "
             f"{type(hooked).__name__}."
         )
+    if type(hooked).__name__ == "OptimizedModule":
+        raise AnatomyError(
+            "This is what torch.compile(model) returns. Wrap the model itself, "
+            "ct.wrap(compiled._orig_mod): while a patch is open both of them run patched, not compiled."
+        )
     if open_patches(hooked):
         raise InputError(
             "A patch is open on this model, so it cannot be wrapped now. Close the patch first."
@@ -174,17 +180,18 @@ class PatchableModel:
         """Run the wrapped model; inside `patch` the pass is patched and recorded."""
         return self.wrapped_model(*args, **kwargs)
 
+    def __copy__(self) -> PatchableModel:
+        """Another wrapper of the same model."""
+        return copies.of(self, self.wrapped_model, self.anatomy)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchableModel:
         """A wrapper of a copy of the model; open patches and the last trace are not copied."""
-        if self._anatomy_of is None:
-            raise AnatomyError(
-                "A model wrapped with an anatomy of your own cannot be copied with it: copy "
-                ".wrapped_model and wrap the copy with its own anatomy."
-            )
-        model = deepcopy(self.wrapped_model, memo)
-        twin = PatchableModel(model, self._anatomy_of(model), self.graph, self.slice_output)
-        twin._anatomy_of = self._anatomy_of
-        return twin
+        copies.check(self)
+        return copies.of(self, deepcopy(self.wrapped_model, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the model, and how it was wrapped; the last trace is not kept."""
+        return copies.pickled(self)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "wrapped_model" not in self.__dict__:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from circuit_trace.errors import FormatError
-from circuit_trace.files import atomic_write
+from circuit_trace.file_kinds import is_safetensors, kind_of
+from circuit_trace.files import checked_path, refusing, writing
 from circuit_trace.graph import Graph
 from circuit_trace.plan import PruneScores
 
@@ -35,7 +36,6 @@ from .prune_scores import (
 )
 from .untrusted import (
     ZIP_START,
-    checked_path,
     decode,
     is_pickle,
     load_torch,
@@ -116,9 +116,11 @@ def load_scores(
         MaskError: PruneScores that do not fit the model.
         InputError: `path` or `model` is of the wrong kind.
     """
-    where = checked_path(path)
+    where = checked_path(path, example="scores.pt")
     graph = graph_of(model)
-    if where.is_dir():
+    with refusing(FormatError, f"Cannot read {str(where)!r}"):
+        is_folder = where.is_dir()
+    if is_folder:
         where, select = _in_folder(where, select), None
     data = read_bytes(where)
     try:
@@ -139,6 +141,8 @@ def _read(
         found = load_torch(data)
     elif is_pickle(data):
         raise refuse_pickle()
+    elif is_safetensors(data):
+        raise FormatError(str(kind_of(data)))
     else:
         text = decode(data).strip()
         if text[:1] not in ("{", "["):
@@ -183,10 +187,8 @@ def _unknown(found: Any) -> FormatError:
 
 def _in_folder(folder: Path, select: str | tuple[str, ...] | None) -> Path:
     """The one file of scores in a folder, or the one asked for."""
-    try:
+    with refusing(FormatError, f"Cannot read {str(folder)!r}"):
         files = {str(file.relative_to(folder)): file for file in _files(folder, DEEPEST)}
-    except OSError as error:
-        raise FormatError(f"Cannot read {str(folder)!r}: {error.strerror or error}.") from error
     asked = (select,) if isinstance(select, str) else tuple(select or ())
     fitting = [name for name in files if name in asked] or [
         name for name in files if all(part in name for part in asked)
@@ -249,19 +251,14 @@ def save_scores(
         MaskError: The scores do not fit the model.
         InputError: `path` or `model` is of the wrong kind.
     """
-    where = checked_path(path)
+    where = checked_path(path, example="scores.pt")
     chosen = _format(where, format)
     graph = graph_of(model) if chosen == "prune_scores" else graph_for(scores, model)
     if chosen == "mib":
         where = where / MIB_FILE
     data = _written(scores, model, graph, chosen, where.suffix.lower(), in_graph, groups)
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(where) as temporary:
-            temporary.write_bytes(data)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FormatError(f"Cannot write {str(where)!r}: {reason}.") from error
+    with writing(where, FormatError) as unfinished:
+        unfinished.write_bytes(data)
 
 
 def _format(path: Path, asked: Any) -> Format:

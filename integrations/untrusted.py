@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickletools
 import stat
 import zipfile
@@ -19,7 +18,8 @@ from typing import Any
 
 import torch
 
-from circuit_trace.errors import FormatError, InputError
+from circuit_trace.errors import FormatError
+from circuit_trace.files import refusing
 
 MOST_BYTES = 2**29
 """A file of 50 million edges in double precision is smaller than this."""
@@ -72,26 +72,13 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def checked_path(path: Any) -> Path:
-    """The path that a user gives.
-
-    Raises:
-        InputError: It is none.
-    """
-    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
-        raise InputError(f"path must be a path such as 'scores.pt'; got {told(path)}.")
-    if "\0" in os.fspath(path):
-        raise InputError(f"path must not hold a zero character; got {told(os.fspath(path))}.")
-    return Path(path)
-
-
 def read_bytes(path: Path) -> bytes:
     """Everything that is in a file.
 
     Raises:
         FormatError: There is no such file, it is empty, too large or none that can be read.
     """
-    try:
+    with refusing(FormatError, f"Cannot read {str(path)!r}"):
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise FormatError(f"{str(path)!r} is not a file.")
@@ -101,8 +88,6 @@ def read_bytes(path: Path) -> bytes:
                 f"{MOST_BYTES:,} bytes."
             )
         return path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from error
 
 
 def decode(data: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,15 @@ import torch
 
 import circuit_trace as ct
 from circuit_trace import cli
+from circuit_trace.cli.words import in_shell_words
 from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
 from circuit_trace.visualize import write
+from tests.models import CASES, N_HEADS, wrapped
 
 EDGES = ["A1.0->Resid End", "MLP 0->A1.*.V = 0.5"]
 MASKS = {"A1.0->Resid End": 1.0, "MLP 0->A1.*.V": 0.5}
+
+PROMPTS = ("--clean", CLEAN, "--corrupt", CORRUPT)
 
 END = "blocks.1.hook_resid_post"
 
@@ -226,7 +231,7 @@ def test_show_other_edges_of_a_trace(capsys: Printed, trace: ct.Trace) -> None:
     trace.save("pass.trace")
     asked = ["--edges", "A0.*->MLP 0", "--by", "cosine", "--rows", "2"]
     printed = run(capsys, "show", "pass.trace", *asked, "-o", "all.csv")
-    assert "… the 2 largest by cosine of 4 edges" in printed
+    assert "… the 2 smallest by cosine of 4 edges" in printed
     table = pd.read_csv("all.csv")
     assert set(table["src"]) == {"A0.0", "A0.1", "A0.2", "A0.3"}
     assert set(table["dest"]) == {"MLP 0"}
@@ -292,6 +297,217 @@ def test_convert_a_circuit_and_without_positions(capsys: Printed) -> None:
     assert ct.load_scores("circuit.pth")["blocks.1.hook_mlp_in"].tolist() == [0, 0, 1] + [0] * 7
 
 
+# --- circuit, faithfulness, explore, diff -------------------------------------------------------
+
+
+def best(scores: dict[str, torch.Tensor], model: ct.PatchableModel, n: int) -> list[str]:
+    """The edges of the largest |score|, by hand."""
+    found = {}
+    for module in model.graph.modules:
+        rows = scores[module.name].reshape(len(module.dests), -1)
+        for dest, row in zip(module.dests, rows.tolist(), strict=True):
+            found |= {f"{model.srcs[k].name}->{dest.name}": value for k, value in enumerate(row)}
+    return sorted(found, key=lambda name: -abs(found[name]))[:n]
+
+
+def test_circuit_prints_and_writes_the_strongest(capsys: Printed, model: ct.PatchableModel) -> None:
+    scores = scores_of(model, "s.pkl")
+    files = ["c.pkl", "c.pth", "c.json", "c.graphml"]
+    printed = run(
+        capsys, "circuit", "s.pkl", "--n-edges", "40", "--no-prune", "--rows", "3",
+        "--format", "edge_pruning", "-o", *files,
+    )  # fmt: skip
+    expected = best(scores, model, 40)
+    assert printed.startswith("circuit of 40 of 110 edges")
+    assert [line.split(maxsplit=1)[1] for line in printed.splitlines()[2:5]] == expected[:3]
+    assert "… the 3 strongest of 40 edges (--rows)" in printed
+    for name in files:
+        found = ct.load_scores(name, model)
+        kept = {str(edge) for edge in model.trace(CLEAN, corrupt=CORRUPT, masks=found).edges}
+        assert kept == set(expected), name
+
+
+@pytest.mark.parametrize("size", [["--threshold", "0.9"], ["--fraction", "0.3"]])
+def test_circuit_of_every_size_and_method(
+    capsys: Printed, model: ct.PatchableModel, size: list[str]
+) -> None:
+    scores = scores_of(model, "s.pkl")
+    run(capsys, "circuit", "s.pkl", *size, "--method", "greedy", "-o", "c.pkl")
+    expected = ct.circuit(scores, **{size[0][2:]: float(size[1])}, method="greedy")
+    found = ct.load_scores("c.pkl")
+    assert all(torch.equal(found[name], score) for name, score in expected.items())
+
+
+def test_faithfulness_of_files_is_that_of_circuits_patched_by_hand(
+    capsys: Printed, model: ct.PatchableModel
+) -> None:
+    scores_of(model, "a.pkl")
+    run(capsys, "score", *PROMPTS, "--answers", *ANSWERS, "-o", "b.pkl")
+    printed = run(
+        capsys, "faithfulness", "--scores", "a.pkl", "b.pkl", *PROMPTS, "--answers", *ANSWERS,
+        "--sizes", "20", "110", "-o", "f.csv", "f.html",
+    )  # fmt: skip
+    assert printed.count("CPR ") == 2
+    assert printed.endswith("wrote f.csv\nwrote f.html\n")
+    table = pd.read_csv("f.csv")
+    assert table["scores"].tolist() == ["a", "a", "b", "b"]
+    ids = [model.tokenizer.encode(answer, add_special_tokens=False)[0] for answer in ANSWERS]
+    for name, row in (("a", table.iloc[0]), ("b", table.iloc[2])):
+        run(capsys, "circuit", f"{name}.pkl", "--n-edges", "20", "-o", "c.pkl")
+        others = {key: 1 - kept for key, kept in ct.load_scores("c.pkl").items()}
+        logits = model.trace(CLEAN, corrupt=CORRUPT, masks=others).logits[0, -1]
+        assert row["mean"] == pytest.approx(float(logits[ids[0]] - logits[ids[1]]), rel=1e-4)
+    assert table["faithfulness"][1::2].tolist() == pytest.approx([1, 1])
+    page = Path("f.html").read_text(encoding="utf-8")
+    assert all(f'"name":"{name}' in page.replace(": ", ":") for name in ("a", "b"))
+
+
+def test_faithfulness_of_scores_made_now_and_at_positions(
+    capsys: Printed, model: ct.PatchableModel
+) -> None:
+    printed = run(
+        capsys, "faithfulness", *PROMPTS, "--answers", *ANSWERS, "--method", "exact",
+        "--choose", "greedy", "--sizes", "0.2", "1",
+    )  # fmt: skip
+    assert printed.startswith("exact: logit_diff, 110 edges, prompts: 1")
+    data = (CLEAN, CORRUPT, *ANSWERS)
+    scores = ct.exact_scores(model, data)
+    curve = ct.faithfulness(model, data, scores, sizes=(0.2, 1.0), circuit="greedy")
+    assert f"CPR {curve.cpr:.4f}" in printed
+    run(capsys, "score", *PROMPTS, "--answers", *ANSWERS, "--positions", "-o", "p.pkl")
+    printed = run(
+        capsys, "faithfulness", "--scores", "p.pkl", *PROMPTS, "--answers", *ANSWERS, "--sizes", "1",
+    )  # fmt: skip
+    assert printed.startswith("p: logit_diff, 1,650 edges, prompts: 1")
+
+
+def test_explore_writes_a_page(capsys: Printed, trace: ct.Trace) -> None:
+    trace.save("pass.trace", unembed=True)
+    scores_of(ct.wrap(ct.load_model("bundled")), "s.pkl")
+    assert run(capsys, "explore", "pass.trace", "-o", "e.html") == "wrote e.html\n"
+    assert Path("e.html").read_text(encoding="utf-8") == trace.explore().html
+    options = ["--edges", "*->A1.0.Q", "--scores", "s.pkl", "--max-edges", "2", "--theme", "dark"]
+    run(capsys, "explore", "pass.trace", "-o", "e.html", *options, "--direction", *ANSWERS)
+    expected = trace.explore(
+        edges=["*->A1.0.Q"], scores=ct.load_scores("s.pkl"), max_edges=2, theme="dark",
+        direction=ANSWERS,
+    )  # fmt: skip
+    assert Path("e.html").read_text(encoding="utf-8") == expected.html
+
+
+def test_diff_of_traces(capsys: Printed, model: ct.PatchableModel, trace: ct.Trace) -> None:
+    other = model.trace(CLEAN, corrupt=CORRUPT, edges={"A1.0->Resid End": 0.25})
+    trace.save("a.trace")
+    other.save("b.trace")
+    printed = run(capsys, "diff", "a.trace", "b.trace", "--rows", "2", "-o", "d.csv", "d.html")
+    table = pd.read_csv("d.csv")
+    change = [
+        float((other.edge(name).received - trace.edge(name).received).norm())
+        for name in table["edge"]
+    ]
+    assert table["received_change"].tolist() == pytest.approx(change, abs=1e-3)
+    first = table["edge"][table["received_change"].argmax()]
+    assert printed.splitlines()[1].strip().startswith(first)
+    assert "… the 2 largest by received_change of 110 edges" in printed
+    assert "1.00\\u21920.25" in Path("d.html").read_text(encoding="utf-8").lower()
+
+
+def test_diff_of_scores(capsys: Printed, model: ct.PatchableModel) -> None:
+    scores = scores_of(model, "a.json")
+    changed = {name: score.clone() for name, score in scores.items()}
+    changed[END][3] += 5
+    changed[END][4] -= 7
+    ct.save_scores(changed, "b.pkl")
+    printed = run(capsys, "diff", "a.json", "b.pkl", "--rows", "2", "-o", "d.csv", "d.json")
+    rows = [line.split() for line in printed.splitlines()[1:3]]
+    names = [f"{model.srcs[k].name}->Resid End" for k in (4, 3)]
+    assert [" ".join(row[:-3]) for row in rows] == names
+    assert [float(row[-1]) for row in rows] == [-7, 5]
+    table = pd.read_csv("d.csv").set_index("edge")
+    assert table["other_score"][names[0]] == pytest.approx(float(scores[END][4]) - 7, rel=1e-5)
+    assert len(table) == 110
+    figure = json.loads(Path("d.json").read_text())
+    said = [label.split("<br>")[0] for label in figure["data"][0]["link"]["label"]]
+    assert set(names) <= set(said)
+
+
+def test_by_cosine_the_most_changed_comes_first(capsys: Printed, trace: ct.Trace) -> None:
+    trace.save("pass.trace")
+    printed = run(capsys, "show", "pass.trace", "--edges", "*->*", "--by", "cosine", "--rows", "1")
+    cosines = {
+        edge.name: float(
+            torch.cosine_similarity(flow.current.flatten(), flow.patched.flatten(), dim=0)
+        )
+        for edge in trace.graph.edges
+        for flow in [trace.edge(edge.name)]
+    }
+    least = min(cosines, key=cosines.__getitem__)
+    row = printed.split("\n\n")[1].splitlines()[1]
+    assert row.strip().startswith(least)
+    assert "… the 1 smallest by cosine of 110 edges" in printed
+
+
+GROUPED = next(
+    (name for name, case in CASES.items() if "bridge" in name and case.n_kv_heads < N_HEADS), None
+)
+
+
+def test_convert_scores_of_shared_keys_and_values(capsys: Printed) -> None:
+    """`--groups sum` gives each query head an equal share, and adds the shares up again."""
+    model = wrapped(GROUPED)
+    shapes = {module.name: module.shape for module in model.graph.modules}
+    scores = {name: torch.randn(shape) for name, shape in shapes.items()}
+    ct.save_scores(scores, "a.pkl")
+    assert cli.main(["convert", "a.pkl", "b.json", "--format", "eap_ig"]) == 1
+    assert "--groups sum for effects" in capsys.readouterr().err
+    run(capsys, "convert", "a.pkl", "b.json", "--format", "eap_ig", "--groups", "sum")
+    back = ct.load_scores("b.json", model, groups="sum")
+    for name, score in scores.items():
+        torch.testing.assert_close(back[name], score)
+
+
+def test_a_trace_kept_with_its_unembedding_reads_tokens_later(capsys: Printed) -> None:
+    run(capsys, "trace", *PROMPTS, "--edges", *EDGES, "--unembed", "-o", "u.trace", "--rows", "1")
+    printed = run(capsys, "show", "u.trace", "--tokens", "1", "--direction", *ANSWERS)
+    assert "promotes" in printed
+
+
+WORDS = {
+    "a flag with a value": (
+        "Say groups='sum' or groups=\"same\".",
+        "Say --groups sum or --groups same.",
+    ),
+    "a flag alone": ("Choose one by select=: a, b.", "Choose one by --select: a, b."),
+    "true": ("in_graph=True reads them.", "--in-graph reads them."),
+    "none": ("Got groups=None.", "Got no --groups."),
+    "renamed": ("batch_idx=3 is outside (max_edges=5).", "--batch 3 is outside (--max-edges 5)."),
+    "a subject": ("metric must be one of a.", "--metric must be one of a."),
+    "no option": ("A file's format must be known; x=3.", "A file's format must be known; x=3."),
+    "lines": ("one\ntwo", "one two"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_errors_speak_the_language_of_the_shell(case: str) -> None:
+    python, shell = WORDS[case]
+    assert in_shell_words(python) == shell
+
+
+def test_what_cannot_be_said_in_the_shell_names_what_can(capsys: Printed) -> None:
+    model = ct.wrap(ct.load_model("bundled"), seq_len=15)
+    trace = model.trace(CLEAN, corrupt=CORRUPT, edges={(3, "A0.1->MLP 1"): 0.5})
+    trace.save("pass.trace")
+    for arguments, said in (
+        (["convert", "pass.trace", "x.json", "--format", "eap_ig"], "convert --sum-positions."),
+        (["convert", "pass.trace", "x.pth"], "no token positions|--threshold 0.01"),
+        (["show", "pass.trace", "--tokens", "2"], "by circuit-trace trace --unembed."),
+        (["explore", "s.pkl", "-o", "x.html"], "for circuit-trace draw, circuit and convert;"),
+    ):
+        scores_of(model, "s.pkl") if not Path("s.pkl").exists() else None
+        assert cli.main(arguments) == 1
+        assert re.search(said.replace(".", "[.]"), capsys.readouterr().err), arguments
+
+
 WRONG = {
     "prompts of other lengths": (
         ["demo", "--clean", "When Mary"],
@@ -354,10 +570,42 @@ WRONG = {
     "not scores": (["show", "text.json"], "text.json"),
     "not a trace": (["show", "text.trace"], "text.trace"),
     "no such column": (["trace", "--clean", "When", "--by", "x"], "by must be a column of numbers"),
-    "no such prompt": (["trace", "--clean", "When", "--batch", "3"], "batch_idx=3 is outside"),
+    "no such prompt": (["trace", "--clean", "When", "--batch", "3"], "--batch 3 is outside"),
+    "a trace and scores": (["diff", "scores.pkl", "text.trace"], "got one of each"),
+    "scores of other positions": (
+        ["diff", "scores.pkl", "positions.pkl"],
+        "38 nodes at 3 positions",
+    ),
+    "a circuit of more edges than there are": (
+        ["circuit", "scores.pkl", "--n-edges", "500"],
+        "--n-edges must be a whole number of edges, from 0 to all 110; got 500.",
+    ),
+    "more than all edges": (["circuit", "scores.pkl", "--fraction", "2"], "from 0 to 1; got 2.0"),
+    "a curve as a graph": (["faithfulness", "--clean", "a", "-o", "x.mmd"], "extensions that work"),
+    "sizes of two kinds": (
+        [
+            "faithfulness",
+            "--scores",
+            "scores.pkl",
+            *PROMPTS,
+            "--answers",
+            *ANSWERS,
+            "--sizes",
+            "0.5",
+            "3",
+        ],
+        "a part of all edges, from 0 to 1; got 3.0",
+    ),
+    "an explorer as a picture": (["explore", "x.trace", "-o", "x.png"], "work are .html, .htm"),
+    "a name too long": (["draw", "scores.pkl", "-o", "x" * 300 + ".html"], "File name too long"),
+    "half a character": (["draw", "scores.pkl", "-o", "\ud800.html"], "must not hold a zero"),
+    "half a character to read": (["show", "\ud800.pkl"], "must not hold a zero character or half"),
     "a picture of scores by show": (["show", "scores.pkl", "-o", "x.html"], "circuit-trace draw"),
     "no positions to sum": (["convert", "scores.pkl", "x.pkl", "--sum-positions"], "have none"),
-    "a format of another extension": (["convert", "scores.pkl", "x.json"], "choose by format="),
+    "a format of another extension": (
+        ["convert", "scores.pkl", "x.json"],
+        "choose by --format eap_ig",
+    ),
     "a model of another shape": (
         ["draw", "gpt2.json", "--model", "bundled", "-o", "x.html"],
         "12 layers",
@@ -373,7 +621,8 @@ def test_what_does_not_fit_is_one_line_and_an_exit_code(
     for name in ("text.json", "text.trace", "text.jsonl", "text.csv"):
         Path(name).write_text("hello")
     Path("data.csv").write_text("clean,corrupt\nWhen,and\nWhen,\n")
-    scores_of(model, "scores.pkl")
+    scores = scores_of(model, "scores.pkl")
+    ct.save_scores({n: s.expand(3, *s.shape).clone() for n, s in scores.items()}, "positions.pkl")
     config = {"n_layers": 12, "n_heads": 12, "parallel_attn_mlp": False, "d_model": 768}
     Path("gpt2.json").write_text(json.dumps({"cfg": config, "nodes": {}, "edges": {}}))
     assert cli.main(arguments) == 1
@@ -394,6 +643,11 @@ def test_what_does_not_fit_is_one_line_and_an_exit_code(
         ["trace"],
         ["trace", "--clean", "x", "--batch", "-1"],
         ["draw", "x", "-o", "y", "--theme", "z"],
+        ["circuit", "x.pkl"],
+        ["circuit", "x.pkl", "--n-edges", "3", "--threshold", "1"],
+        ["explore", "x.trace"],
+        ["diff", "x.trace"],
+        ["convert", "x.pkl", "y.json", "--groups", "mean"],
     ],
 )
 def test_what_cannot_be_parsed_exits_with_two_and_the_usage(
@@ -415,6 +669,10 @@ def test_what_cannot_be_parsed_exits_with_two_and_the_usage(
         (["show", "--help"], 'show pass.trace --edges "*->A1.0.*"'),
         (["draw", "--help"], "circuit-trace draw scores.json -o circuit.html"),
         (["convert", "--help"], "--format eap_ig | edge_pruning"),
+        (["circuit", "--help"], "circuit-trace circuit scores.pkl --n-edges 20"),
+        (["faithfulness", "--help"], "faithfulness --scores mine.pkl theirs.json"),
+        (["explore", "--help"], "circuit-trace explore pass.trace -o pass.html"),
+        (["diff", "--help"], "circuit-trace diff before.trace after.trace"),
     ],
 )
 def test_help_teaches(capsys: Printed, arguments: list[str], taught: str) -> None:

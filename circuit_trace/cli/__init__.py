@@ -1,3 +1,3 @@
-"""The command line: `circuit-trace demo | trace | show | draw | convert`, one file each."""
+"""The command line: `circuit-trace demo | score | circuit | …`, one file each."""
 
 from circuit_trace.cli.main import main as main

@@ -20,6 +20,7 @@ what is written goes by the extension:
 examples:
   circuit-trace convert scores.pt scores.json --format eap_ig
   circuit-trace convert scores.json circuit.pth --threshold 0.05
+  circuit-trace convert circuit.pkl circuit.json --format eap_ig --groups same
   circuit-trace convert pass.trace masks.pkl                  the masks of a traced pass
 """
 
@@ -38,7 +39,11 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("file", type=Path, help="scores in any format that is known, or a .trace")
     parser.add_argument("out", type=Path, help="the file to write")
-    parser.add_argument("--format", help="where several tools write files of that extension")
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        help="where several tools write files of that extension, as below",
+    )
     parser.add_argument(
         "--sum-positions", action="store_true", help="sum over token positions, for formats without"
     )
@@ -65,6 +70,6 @@ def run(options: argparse.Namespace) -> int:
         graph = replace(graph, seq_len=None)
     if options.threshold is not None:
         scores = {n: ((s != 0) & (s.abs() >= options.threshold)).float() for n, s in scores.items()}
-    save_scores(scores, options.out, graph, format=options.format)
+    save_scores(scores, options.out, graph, format=options.format, groups=options.groups)
     print(f"wrote {options.out}")
     return 0

@@ -10,17 +10,35 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from circuit_trace.cli import convert, demo, draw, score, show, trace
+from circuit_trace.cli import (
+    circuit,
+    convert,
+    demo,
+    diff,
+    draw,
+    explore,
+    faithfulness,
+    score,
+    show,
+    trace,
+)
 from circuit_trace.cli.options import COMMAND
+from circuit_trace.cli.words import in_shell_words
 from circuit_trace.errors import CircuitTraceError
+
+IN_ORDER_OF_USE = (demo, score, circuit, faithfulness, trace, show, draw, explore, diff, convert)
 
 EPILOG = """\
 examples:
   circuit-trace demo                                   the main job on the bundled model, offline
   circuit-trace score --clean "…" --corrupt "…" --answers " Mary" " John" -o scores.pkl
+  circuit-trace circuit scores.pkl --n-edges 20 --method greedy -o circuit.pkl
+  circuit-trace faithfulness --scores scores.pkl --clean "…" --corrupt "…" --answers " Mary" " John"
   circuit-trace trace --clean "…" --corrupt "…" --edges "A0.*->A1.0.Q" -o pass.trace pass.html
   circuit-trace show pass.trace --edges "*->Resid End" ask the record again
   circuit-trace draw scores.json -o circuit.html       anybody's scores as a picture
+  circuit-trace explore pass.trace -o pass.html        a page to click through
+  circuit-trace diff before.trace after.trace          what changed from one pass to another
   circuit-trace convert scores.pt scores.json          from one tool's format to another's
 
 `circuit-trace COMMAND --help` tells what each takes.
@@ -37,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except CircuitTraceError as error:
-        _say(" ".join(str(error).split("\n")))
+        _say(in_shell_words(str(error)))
         return 1
     except KeyboardInterrupt:
         _say("interrupted")
@@ -54,7 +72,7 @@ def _say(text: str) -> None:
 def _note(message: Warning | str, *_where: Any, **_more: Any) -> None:
     """A warning as one line, without the place in the code that a reader of it does not know."""
     if not isinstance(message, DeprecationWarning | FutureWarning):
-        _say(f"note: {message}")
+        _say(f"note: {in_shell_words(str(message))}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,6 +86,6 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"circuit-trace {version('circuit-trace')}"
     )
     commands = parser.add_subparsers(metavar="command", required=True)
-    for command in (demo, score, trace, show, draw, convert):
+    for command in IN_ORDER_OF_USE:
         command.add_to(commands)
     return parser

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuit_trace.errors import FormatError, InputError
-from circuit_trace.files import atomic_write
+from circuit_trace.file_kinds import is_safetensors
+from circuit_trace.files import checked_path, refusing, writing
 from circuit_trace.plan import AblationType
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ PICTURES = (".html", ".json", ".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", 
 MODEL = "'bundled' or any TransformerLens name, such as gpt2 (needs a network)"
 
 
+BATCH = "which prompt of the batch (0), or 'mean' for means over all"
+
+
 def count(text: str) -> int:
     """A whole number, 1 or more."""
     value = int(text) if text.isdecimal() else 0
@@ -42,6 +47,11 @@ def index(text: str) -> int:
     return int(text)
 
 
+def element(text: str) -> int | str:
+    """A prompt of a batch by its number, or "mean"."""
+    return text if text == "mean" else index(text)
+
+
 def size(text: str) -> float:
     """A number, 0 or more."""
     try:
@@ -53,7 +63,7 @@ def size(text: str) -> float:
     return value
 
 
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
+def add_picture_options(parser: argparse.ArgumentParser, *, table: bool = True) -> None:
     """What a picture looks like."""
     looks = parser.add_argument_group("the picture")
     looks.add_argument("--threshold", type=size, default=0.01, help="smallest |value| drawn (0.01)")
@@ -65,21 +75,40 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     looks.add_argument(
         "--layer-spacing", action="store_true", help="every node at its layer's place"
     )
-    looks.add_argument("--table", action="store_true", help="list every edge below the diagrams")
+    if table:
+        looks.add_argument(
+            "--table", action="store_true", help="list every edge below the diagrams"
+        )
     looks.add_argument("--page-width", type=size, metavar="INCHES", help="of a .pdf or .svg")
 
 
 def picture(options: argparse.Namespace) -> dict[str, Any]:
     """These options as `draw_seq_graph` takes them."""
     names = ("max_edges", "orientation", "theme", "layer_spacing", "table", "page_width")
-    chosen = {name: getattr(options, name) for name in names}
+    chosen = {name: getattr(options, name) for name in names if name in options}
     return {**chosen, "score_threshold": options.threshold, "display_ipython": False}
 
 
-def add_score_options(parser: argparse.ArgumentParser) -> None:
-    """What of a file of scores is meant."""
+def add_choice_options(parser: Any, flag: str) -> None:
+    """How the edges of a circuit are chosen."""
     parser.add_argument(
-        "--model", help=f"the model that the scores are of: {MODEL}; most files say"
+        flag,
+        choices=("top", "greedy"),
+        default="top",
+        help="the strongest of all edges (top, the default), or from the end of the stream backwards, "
+        "at each step the strongest into what is in the circuit already (greedy)",
+    )
+    parser.add_argument(
+        "--no-prune", dest="prune", action="store_false", help="keep edges that lead nowhere"
+    )
+
+
+def add_score_options(parser: argparse.ArgumentParser, model: str | None = None) -> None:
+    """What of a file of scores is meant; a command that runs the model says what `model` is."""
+    parser.add_argument(
+        "--model",
+        default=None if model is None else "bundled",
+        help=model or f"the model that the scores are of: {MODEL}; most files say",
     )
     parser.add_argument(
         "--select",
@@ -91,10 +120,25 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the edges that the file says are in the circuit, not their scores",
     )
+    parser.add_argument(
+        "--groups",
+        choices=("sum", "same"),
+        help="between EAP-IG's files and models whose query heads share keys and values: 'sum' for "
+        "scores, which add up over a group, 'same' for circuits",
+    )
 
 
 def read_scores(path: Path, options: argparse.Namespace) -> tuple[PruneScores, Graph]:
     """The scores of a file, or a saved trace's masks, and the graph that they are of."""
+    model = wrapped(options.model) if options.model else None
+    scores, graph, _ = scores_for(path, model, options)
+    return scores, graph
+
+
+def scores_for(
+    path: Path, model: PatchableModel | None, options: argparse.Namespace
+) -> tuple[PruneScores, Graph, PatchableModel | None]:
+    """As `read_scores`, for a model that is loaded, with the model at the scores' positions."""
     from circuit_trace.integrations.files import (  # pyright: ignore[reportMissingImports]
         load_scores,
     )
@@ -102,26 +146,29 @@ def read_scores(path: Path, options: argparse.Namespace) -> tuple[PruneScores, G
         graph_for,
     )
 
-    if is_trace(path):
-        trace = read_trace(path)
-        return trace.masks, trace.graph
     chosen = {
         "in_graph": options.in_graph,
         "select": options.select and tuple(options.select.split("/")),
+        "groups": options.groups,
     }
-    model = wrapped(options.model) if options.model else None
     try:
-        scores = load_scores(path, **chosen)
-        graph = graph_for(scores, None)
+        if is_trace(path):
+            trace = read_trace(path)
+            scores, graph = trace.masks, trace.graph
+        else:
+            scores = load_scores(path, **chosen)
+            graph = graph_for(scores, None)
     except FormatError:
-        if model is None:
+        if model is None or is_trace(path):
             raise
-        return load_scores(path, model, **chosen), model.graph
+        return load_scores(path, model, **chosen), model.graph, model
     if model is None:
-        return scores, graph
+        return scores, graph, None
     if graph.seq_len is not None:
         model = at_positions(model, graph.seq_len)
-    return load_scores(path, model, **chosen), model.graph
+    if not is_trace(path):
+        scores = load_scores(path, model, **chosen)
+    return scores, model.graph, model
 
 
 def wrapped(name: str) -> PatchableModel:
@@ -138,12 +185,23 @@ def at_positions(model: PatchableModel, seq_len: int) -> PatchableModel:
     return ct.wrap(model.wrapped_model, seq_len=seq_len, verify=False)
 
 
+def add_row_options(parser: argparse.ArgumentParser, by: str) -> Any:
+    """Which rows of a table are printed, ranked by a column unless another is asked for."""
+    rows = parser.add_argument_group("the table")
+    rows.add_argument("--rows", type=count, default=20, help="at most so many, the first (20)")
+    rows.add_argument(
+        "--by",
+        metavar="COLUMN",
+        help=f"what they are ranked by ({by}): the largest first, but of 'cosine' the smallest, as "
+        "there patching changes most",
+    )
+    rows.add_argument("--batch", type=element, default=0, help=BATCH)
+    return rows
+
+
 def add_table_options(parser: argparse.ArgumentParser) -> None:
     """Which rows of a trace's table are printed, and what of them."""
-    rows = parser.add_argument_group("the table")
-    rows.add_argument("--rows", type=count, default=20, help="at most so many, the strongest (20)")
-    rows.add_argument("--by", metavar="COLUMN", help="what they are ranked by (delta_norm)")
-    rows.add_argument("--batch", type=index, default=0, help="which prompt of the batch (0)")
+    rows = add_row_options(parser, "delta_norm")
     rows.add_argument(
         "--direction",
         nargs=2,
@@ -161,17 +219,22 @@ def table_of(trace: Trace, options: argparse.Namespace, edges: Any = None) -> pd
 
 def print_table(trace: Trace, options: argparse.Namespace, edges: Any = None) -> None:
     """Print a trace's table: the strongest of its rows."""
+    by = options.by or ("delta_norm" if trace.patched is not None else "current_norm")
+    print_rows(table_of(trace, options, edges), options.rows, by)
+
+
+def print_rows(table: pd.DataFrame, n: int, by: str) -> None:
+    """Print the first rows of a table of edges, ranked by a column."""
     from circuit_trace.trace import top_rows
 
-    by = options.by or ("delta_norm" if trace.patched is not None else "current_norm")
-    table = table_of(trace, options, edges)
-    shown = top_rows(table, options.rows, by)
-    shown = shown.drop(columns=["src", "dest", "layer", "head", "dest_layer", "dest_head"])
+    shown = top_rows(table, n, by)
+    parts = ["src", "dest", "layer", "head", "dest_layer", "dest_head"]
+    shown = shown.drop(columns=parts, errors="ignore")
     empty = [name for name in shown.columns if shown[name].isna().all()]
-    text = shown.drop(columns=empty).round(3).to_string(index=False)
-    print(text)
+    print(shown.drop(columns=empty).round(3).to_string(index=False))
     if len(table) > len(shown):
-        print(f"… the {len(shown)} largest by {by} of {len(table):,} edges (--rows, --by)")
+        order = "smallest" if by == "cosine" else "largest"
+        print(f"… the {len(shown)} {order} by {by} of {len(table):,} edges (--rows, --by)")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -180,11 +243,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
+    with writing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def read_trace(path: Path) -> Trace:
@@ -199,11 +259,9 @@ def is_trace(path: Path) -> bool:
     if path.suffix.lower() == ".trace":
         return True
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        # Eight bytes say how long the JSON behind them is.
-        return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-    except OSError:
+        with checked_path(path).open("rb") as file:
+            return is_safetensors(file.read(9))
+    except OSError:  # whoever reads it says why not
         return False
 
 
@@ -211,6 +269,9 @@ def check_out(paths: list[Path], suffixes: tuple[str, ...]) -> None:
     """Raise InputError where something would be written that no extension stands for; before the
     work is done."""
     for path in paths:
+        checked_path(path)
+        with refusing(InputError, f"Cannot write {str(path)!r}"), suppress(FileNotFoundError):
+            path.stat()
         if path.suffix.lower() not in suffixes:
             raise InputError(
                 f"Cannot write {str(path)!r}: the extensions that work are {', '.join(suffixes)}."

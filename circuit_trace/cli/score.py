@@ -61,6 +61,22 @@ def add_to(commands: Any) -> None:
         **COMMAND,
     )
     parser.add_argument("--model", default="bundled", help=MODEL)
+    add_prompt_options(parser)
+    add_method_options(parser)
+    parser.add_argument("--positions", action="store_true", help="tell token positions apart")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="go on from here after a kill")
+    parser.add_argument("--rows", type=count, default=20, help="print so many, the strongest (20)")
+    parser.add_argument(
+        "-o", "--out", nargs="+", type=Path, default=[], metavar="FILE",
+        help="write the scores: " + ", ".join(FILES) + "; or a picture: "
+        + ", ".join(one for one in PICTURES if one not in FILES),
+    )  # fmt: skip
+    add_picture_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """The prompts that are measured, and how."""
     parser.add_argument("--clean", metavar="PROMPT", help="what is run")
     parser.add_argument(
         "--corrupt", metavar="PROMPT", help="what is patched in, aligned at the end"
@@ -77,6 +93,11 @@ def add_to(commands: Any) -> None:
         default="logit_diff",
         help="logit_diff (the default), kl, answer_logprob or loss",
     )
+    parser.add_argument("--ablation", default="resample", help="what is patched in, as in trace")
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """How edges are scored."""
     parser.add_argument(
         "--method",
         default="eap",
@@ -84,17 +105,6 @@ def add_to(commands: Any) -> None:
         "or magnitude",
     )
     parser.add_argument("--steps", type=count, default=5, help="of the eap-ig methods (5)")
-    parser.add_argument("--ablation", default="resample", help="what is patched in, as in trace")
-    parser.add_argument("--positions", action="store_true", help="tell token positions apart")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="go on from here after a kill")
-    parser.add_argument("--rows", type=count, default=20, help="print so many, the strongest (20)")
-    parser.add_argument(
-        "-o", "--out", nargs="+", type=Path, default=[], metavar="FILE",
-        help="write the scores: " + ", ".join(FILES) + "; or a picture: "
-        + ", ".join(one for one in PICTURES if one not in FILES),
-    )  # fmt: skip
-    add_picture_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -112,13 +122,13 @@ def run(options: argparse.Namespace) -> int:
     if options.method != "exact":
         read_method(options.method)
     ablation = ablation_named(options.ablation)
-    rows = _rows(options)
+    rows = prompt_rows(options)
     model = wrapped(options.model)
     if options.positions:
         model = at_positions(model, len(_first(model, rows)))
     scores = ct.score_edges(
         model,
-        list(_batches(rows, options.batch_size)),
+        list(batches(rows, options.batch_size)),
         options.metric,
         method=options.method,
         steps=options.steps,
@@ -143,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(options: argparse.Namespace) -> list[dict[str, str]]:
+def prompt_rows(options: argparse.Namespace) -> list[dict[str, str]]:
     """The prompt pairs, each with those of the columns that are given."""
     if (options.data is None) == (options.clean is None):
         raise InputError("Give one prompt with --clean, or a file of them with --data.")
@@ -198,7 +208,7 @@ def _read(path: Path) -> list[dict[str, str]]:
     return [dict(zip(columns, row, strict=True)) for row in table[columns].itertuples(index=False)]
 
 
-def _batches(rows: list[dict[str, str]], size: int) -> Iterator[dict[str, list[str]]]:
+def batches(rows: list[dict[str, str]], size: int) -> Iterator[dict[str, list[str]]]:
     """Neighbouring rows, up to `size` of them; those of unequal length are padded when they are read."""
     for start in range(0, len(rows), size):
         part = rows[start : start + size]

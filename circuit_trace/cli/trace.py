@@ -87,6 +87,11 @@ def add_to(commands: Any) -> None:
         "--heads", nargs="+", metavar="HEAD", help="heads whose attention is kept too, such as A1.*"
     )
     parser.add_argument(
+        "--unembed",
+        action="store_true",
+        help="keep what reads outputs as tokens in x.trace too, for --direction and --tokens later",
+    )
+    parser.add_argument(
         "-o", "--out", nargs="+", type=Path, default=[], metavar="FILE",
         help="write x.trace, x.csv, or a picture: " + ", ".join(PICTURES),
     )  # fmt: skip
@@ -121,15 +126,17 @@ def run(options: argparse.Namespace) -> int:
         heads=options.heads,
     )
     print_table(trace, options)
-    write(trace, options)
+    write(trace, options, unembed=options.unembed)
     return 0
 
 
-def write(trace: Trace, options: argparse.Namespace, edges: Any = None) -> None:
+def write(
+    trace: Trace, options: argparse.Namespace, edges: Any = None, *, unembed: bool = False
+) -> None:
     """Write a trace to every file that is asked for, each in the way that its extension says."""
     for path in options.out:
         if path.suffix == ".trace":
-            trace.save(path)
+            trace.save(path, unembed=unembed)
         elif path.suffix == ".csv":
             write_text(path, table_of(trace, options, edges).to_csv(index=False))
         else:

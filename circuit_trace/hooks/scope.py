@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from circuit_trace.errors import InputError
+from circuit_trace.hooks.eager import RunsEagerly
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class Scope:
     def __init__(self) -> None:
         self._thread = NOT_YET
         self._hooks: list[Hook] = []
+        self._eagerly = RunsEagerly()
 
     def before(
         self, module: nn.Module, call: Callable[[tuple, dict], Any], *, first: bool = False
@@ -73,6 +75,7 @@ class Scope:
     def open(self, thread: int | None = None) -> None:
         """Let the hooks act from now on, in this thread or another; only once."""
         if self._thread == NOT_YET:
+            self._eagerly.begin()
             self._thread = thread or get_ident()
 
     def close(self) -> None:
@@ -81,6 +84,7 @@ class Scope:
         for hook in self._hooks:
             _take_off(hook)
         self._hooks = []
+        self._eagerly.end()
 
     def during(self, run: Callable[[], T]) -> T:
         """What `run` returns, which may put hooks on; the scope is open meanwhile."""

@@ -33,6 +33,11 @@ class SiteOutput:
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight_mark", _mark(self.weight))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle, or a deep copy, has numbers of its own: no model changes them."""
+        parts = self.code, self.live_weight, self.gain
+        return type(self), tuple(None if one is None else _alone(one) for one in parts)
+
     @property
     def d_model(self) -> int:
         """The width of the residual stream."""
@@ -117,6 +122,13 @@ def project(
 
 def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and torch.equal(one, other.to(one))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The numbers alone, without gradients or the rest of a larger tensor that they lie in."""
+    tensor = tensor.detach()
+    is_part = tensor.untyped_storage().nbytes() > tensor.nbytes
+    return tensor.clone() if is_part else tensor
 
 
 def _mark(weight: Tensor | None) -> tuple[int | None, Tensor | None]:

@@ -19,8 +19,10 @@ class HeadRecord:
     """A head's attention pattern, queries, keys and values in one pass, as its patches left them.
 
     `q`, `k` and `v` are what the head computes from the stream that it reads (TransformerLens'
-    `hook_q`, `hook_k`, `hook_v`): before rotary embeddings and before norms of queries and keys.
-    What attention multiplies where there are such is in `rot_q` and `rot_k`. Keys and values are
+    `hook_q`, `hook_k`, `hook_v`): before rotary embeddings, before norms of queries and keys, and
+    before a clip of all three to a range (`clip_qkv` of OLMo, OLMoE, DBRX and MPT). What attention
+    multiplies where there are such is in `rot_q` and `rot_k`; of clipped values it multiplies
+    `v.clamp(-clip, clip)`, which is not recorded. Keys and values are
     those of the key-value head that serves the head. What it writes is `trace.current[name]`. In a
     pass that goes on from cached keys, `q`, `k` and `v` are the new tokens' alone.
 
@@ -51,17 +53,17 @@ class HeadRecord:
 
     @property
     def q(self) -> Float[Tensor, "batch seq d_head"]:
-        """The queries, not rotated."""
+        """The queries, not rotated, before a clip."""
         return self._shown("q")
 
     @property
     def k(self) -> Float[Tensor, "batch seq d_head"]:
-        """The keys, not rotated."""
+        """The keys, not rotated, before a clip."""
         return self._shown("k")
 
     @property
     def v(self) -> Float[Tensor, "batch seq d_head"]:
-        """The values."""
+        """The values, before a clip."""
         return self._shown("v")
 
     @property

@@ -109,7 +109,8 @@ def names_of(
 
 
 def top_rows(table: pd.DataFrame, n: Any, by: Any) -> pd.DataFrame:
-    """The rows with the largest absolute values in a column, the largest first.
+    """The rows with the largest absolute values in a column, the largest first; of `cosine` the
+    smallest values, since where current and patched point the same way little was changed.
 
     Raises:
         InputError: `n` is no number of rows, or `by` no column of numbers.
@@ -122,7 +123,8 @@ def top_rows(table: pd.DataFrame, n: Any, by: Any) -> pd.DataFrame:
         raise InputError(
             f"by must be a column of numbers, one of {', '.join(numeric)}; got {by!r}."
         )
-    order = table[by].abs().sort_values(ascending=False, kind="stable", na_position="last")
+    sizes = -table[by] if by == "cosine" else table[by].abs()
+    order = sizes.sort_values(ascending=False, kind="stable", na_position="last")
     return table.loc[order.index[:wanted]].reset_index(drop=True)
 
 

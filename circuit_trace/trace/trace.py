@@ -403,6 +403,17 @@ class Trace:
 
         return load(path)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle, or copy deeply, what `save(unembed=True)` keeps: plain data, no model. Where outputs
+        cannot be read as tokens, what reads them is left out."""
+        from circuit_trace.trace.saved import pickled
+
+        return pickled(self)
+
+    def __copy__(self) -> Trace:
+        """This trace itself, which nothing changes."""
+        return self
+
     def __rich__(self) -> Table:
         """What `rich.print` shows: a table of the edges."""
         from circuit_trace.visualize.terminal import terminal_table

@@ -197,7 +197,7 @@ def _graph(before: Any, after: Any, model: Any) -> Graph:
         except InputError as error:
             raise FigureError(str(error)) from error
         return after.graph
-    graph = getattr(model, "graph", None)
+    graph = model if isinstance(model, Graph) else getattr(model, "graph", None)
     if not isinstance(graph, Graph):
         raise FigureError(
             "Scores need the model that they belong to: draw_difference(before, after, model=model)."

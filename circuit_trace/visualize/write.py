@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError
-from circuit_trace.files import atomic_write
+from circuit_trace.files import checked_path, writing
 from circuit_trace.visualize.graph_text import dot, mermaid
 from circuit_trace.visualize.spec import SHORT_SIZE, Diagram
 
@@ -37,9 +36,7 @@ def check_path(file_path: str | Path) -> Path:
     Raises:
         FigureError: It is not; the message lists those that are.
     """
-    if not isinstance(file_path, str | PathLike):
-        raise FigureError(f"file_path must be a path such as 'circuit.html'; got {file_path!r}.")
-    path = Path(file_path)
+    path = checked_path(file_path, "file_path", "circuit.html", FigureError)
     if path.suffix.lower() not in FORMATS:
         raise FigureError(
             f"Cannot write a figure as {path.suffix or 'a file without an extension'!r} "
@@ -76,7 +73,7 @@ class File:
                     f"page_width must be a number of inches, such as 3.25 for a column of a paper; "
                     f"got {page_width!r}."
                 )
-            if path is None or Path(path).suffix.lower() not in (".pdf", ".svg"):
+            if path is None or check_path(path).suffix.lower() not in (".pdf", ".svg"):
                 raise FigureError("page_width is for a file_path that ends in .pdf or .svg.")
         return None if path is None else cls(check_path(path), include_plotlyjs, page_width)
 
@@ -93,21 +90,17 @@ def write(figure: go.Figure, diagram: Diagram | None, file: File) -> None:
         raise FigureError(
             f"A curve is no graph to write as {suffix!r}: choose {', '.join(('.html', *IMAGES))}."
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as unfinished:
-            if suffix == ".html":
-                # A fixed id, so that the same figure gives the same file.
-                scripts = file.include_plotlyjs
-                figure.write_html(unfinished, include_plotlyjs=scripts, div_id="circuit-trace")
-            elif suffix == ".json":
-                figure.write_json(unfinished)
-            elif suffix in GRAPHS and diagram is not None:
-                unfinished.write_text(GRAPHS[suffix](diagram), encoding="utf-8")
-            else:
-                _write_image(figure, unfinished, _scale(figure, file))
-    except OSError as error:
-        raise FigureError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
+    with writing(path, FigureError) as unfinished:
+        if suffix == ".html":
+            # A fixed id, so that the same figure gives the same file.
+            scripts = file.include_plotlyjs
+            figure.write_html(unfinished, include_plotlyjs=scripts, div_id="circuit-trace")
+        elif suffix == ".json":
+            figure.write_json(unfinished)
+        elif suffix in GRAPHS and diagram is not None:
+            unfinished.write_text(GRAPHS[suffix](diagram), encoding="utf-8")
+        else:
+            _write_image(figure, unfinished, _scale(figure, file))
 
 
 def _scale(figure: go.Figure, file: File) -> float:

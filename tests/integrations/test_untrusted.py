@@ -20,7 +20,6 @@ import circuit_trace as ct
 from circuit_trace.integrations import untrusted
 from circuit_trace.integrations.untrusted import (
     check_items,
-    checked_path,
     decode,
     lines_of,
     load_torch,
@@ -157,14 +156,6 @@ def test_other_archives() -> None:
         archive.writestr("xl/workbook.xml", "<a/>")
     with pytest.raises(FORMAT, match=r"^This is an archive, and not one of torch\.save's"):
         load_torch(other.getvalue())
-
-
-@pytest.mark.parametrize(
-    "path", [5, None, b"a.pt", ["a"], "a\0b"], ids=["int", "None", "bytes", "list", "zero"]
-)
-def test_what_is_no_path(path: Any) -> None:
-    with pytest.raises(ct.InputError, match=r"^path must"):
-        checked_path(path)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

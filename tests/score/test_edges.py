@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"^Batch 0: answers must have a row for each of the 2 prompts",
     ),
     "huge mask": ({"mask_value": 10**400}, r"^mask_value must be a finite number"),
-    "resume": ({"resume": 3}, r"^resume must be the path of a file, or None; got 3\."),
+    "resume": ({"resume": 3}, r"^resume must be a path such as 'run.part'; got 3\."),
 }
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import OlmoConfig
 
 import circuit_trace as ct
 from circuit_trace.trace import HeadRecord
-from tests.models import TYPICAL, tokens, wrapped
+from tests.families.models import D_VOCAB, bridge, hugging_face
+from tests.models import HAS_BRIDGE, TYPICAL, tokens, wrapped
 
 TRACE = wrapped(TYPICAL[0]).trace(tokens(1), heads=["A0.1", "A1.2"])
 
@@ -77,3 +79,27 @@ def test_what_the_pass_did_not_show() -> None:
         "it is loaded, or model.original_model.set_attn_implementation('eager') on a "
         "TransformerBridge) and trace again. Recorded are: q."
     )
+
+
+@pytest.mark.skipif(not HAS_BRIDGE, reason="no TransformerBridge in this TransformerLens")
+@torch.no_grad()
+def test_values_are_shown_before_a_clip() -> None:
+    """As the projection of Hugging Face's own model gives them; attention reads them clipped."""
+    clip = 0.2
+    config = OlmoConfig(
+        vocab_size=D_VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, clip_qkv=clip,
+    )  # fmt: skip
+    head = ct.wrap(bridge("OlmoForCausalLM", config)).trace(tokens(1), heads="*").head("A1.2")
+    model = hugging_face("OlmoForCausalLM", config)
+    attention = model.model.layers[1].self_attn
+    read: list[torch.Tensor] = []
+    attention.v_proj.register_forward_pre_hook(lambda _module, args: read.append(args[0]))
+    wrote: list[torch.Tensor] = []
+    attention.o_proj.register_forward_pre_hook(lambda _module, args: wrote.append(args[0]))
+    model(tokens(1))
+    values = (read[0] @ attention.v_proj.weight.T).unflatten(-1, (4, -1))[:, :, 2]
+    assert values.abs().max() > 2 * clip
+    torch.testing.assert_close(head.v, values)
+    z = wrote[0].unflatten(-1, (4, -1))[:, :, 2]
+    torch.testing.assert_close(head.pattern @ head.v.clamp(-clip, clip), z)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import os
 import pickle
 import re
 import struct
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import circuit_trace as ct
+from circuit_trace.file_kinds import UNFINISHED
 from circuit_trace.trace.saved.container import VERSION, Content, read_file, write_file
 from tests.trace.test_saved import NAME, SEQ, a_trace, answers, bundled, check_same, nested, toy
 
@@ -67,19 +71,29 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda path: path.touch(), "not a whole safetensors file"),
     "random": (lambda path: path.write_bytes(bytes(range(256))), "not a whole safetensors file"),
     "zeros": (lambda path: path.write_bytes(bytes(5000)), "not a whole safetensors file"),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "not a whole safetensors"),
-    "torch": (lambda path: torch.save({"a": torch.ones(3)}, path), "not a whole safetensors file"),
-    "figure": (a_figure, "not a whole safetensors file"),
-    "safetensors": (lambda path: save_file({"a": torch.ones(3)}, path), "but not a trace"),
-    "other metadata": (lambda path: save_file({}, path, {"format": "pt"}), "but not a trace"),
-    "nothing": (a_header({}), "but not a trace"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "It is a Python pickle"),
+    "torch": (
+        lambda path: torch.save({"a": torch.ones(3)}, path),
+        "an archive, such as torch.save",
+    ),
+    "figure": (a_figure, "It is JSON. Scores of edges are read by ct.load_scores"),
+    "safetensors": (
+        lambda path: save_file({"a": torch.ones(3)}, path),
+        "such as a model's weights",
+    ),
+    "other metadata": (lambda path: save_file({}, path, {"format": "pt"}), "is not a trace"),
+    "a run": (
+        lambda path: save_file({}, path, {"kind": UNFINISHED}),
+        "score_edges(..., resume=path)",
+    ),
+    "nothing": (a_header({}), "is not a trace"),
     "metadata of a kind": (a_header({"__metadata__": {"format": 3}}), "not a whole safetensors"),
     "huge": (a_header(HUGE, b"1234"), "not a whole safetensors file"),
     "endless header": (lambda path: path.write_bytes(b"\xff" * 8 + b"{}"), "not a whole"),
     "nested header": (a_header(b"[" * 100_000), "not a whole safetensors file"),
     "no more": (
         a_header({"__metadata__": {"format": "circuit_trace.trace", "version": "1"}}),
-        "is damaged: its checksum does not match",
+        "holds no JSON",
     ),
 }
 
@@ -249,7 +263,7 @@ ABSURD: dict[str, tuple[Path_, Any, str]] = {
     "where": (
         ("reads", 0, "positions"),
         {"tensor": "plan 0, named edges"},
-        "positions from 0 to 2",
+        r"a tensor of the shape \[1, 6, 8\]",
     ),
     "biases": (("biases",), [None], "expected a list of 3 to 3 entries"),
     "no biases": (("biases",), [], "expected a list of 3 to 3 entries"),
@@ -279,8 +293,16 @@ TENSORS: dict[str, tuple[str, Tensor, str]] = {
     "a code of no width": (CODE, torch.zeros(1, 3, 2, 0), r"shape \[1, 3, 2, 2\]"),
     "a mask that is none": (MASK, torch.full((3, 5), float("nan")), "expected finite numbers"),
     "an infinite mask": (MASK, torch.full((3, 5), float("inf")), "expected finite numbers"),
-    "a complex code": (CODE, torch.zeros(1, 3, 2, 2, dtype=torch.complex64), "not torch.complex64"),
-    "a code of bytes": (CODE, torch.zeros(1, 3, 2, 2, dtype=torch.uint8), "not torch.uint8"),
+    "a complex code": (
+        CODE,
+        torch.zeros(1, 3, 2, 2, dtype=torch.complex64),
+        "is of C64: expected one",
+    ),
+    "a code of bytes": (
+        CODE,
+        torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
+        "is of U8: expected one",
+    ),
     "a read": (READ, torch.zeros(1, 3, 7), r"shape \[1, 3, 8\]"),
     "an edge": ("plan 0, named edges", torch.tensor([999]), "numbers of edges, from 0 to 38"),
     "no edge": ("plan 0, named edges", torch.tensor([-1]), "numbers of edges, from 0 to 38"),
@@ -296,6 +318,64 @@ def test_a_tensor_that_is_absurd(case: str, folder: Path, whole: bytes) -> None:
     write_file(folder / "x.trace", with_tensor(content, name, tensor))
     with pytest.raises(ct.FormatError, match=message):
         ct.Trace.load(folder / "x.trace")
+
+
+def test_positions_behind_the_last(folder: Path, whole: bytes) -> None:
+    content = read_file(folder / "whole.trace")
+    content = with_tensor(content, "where", torch.tensor([0, 1, 3]))
+    write_file(folder / "x.trace", changed(content, ("reads", 0, "positions"), {"tensor": "where"}))
+    with pytest.raises(ct.FormatError, match="expected positions from 0 to 2"):
+        ct.Trace.load(folder / "x.trace")
+
+
+# --- large by their own account ------------------------------------------------------------------
+
+
+def sparse(path: Path, content: Content, shapes: dict[str, list[int]]) -> None:
+    """A file of that record whose tensors have other shapes, and nothing but holes for numbers."""
+    write_file(path, content)
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    sizes = {"F32": 4, "I64": 8}
+    end = 0
+    for name in [*header, *(shapes.keys() - header.keys())]:
+        if name == "__metadata__":
+            continue
+        entry = header.setdefault(name, {"dtype": "F32", "shape": shapes.get(name)})
+        entry["shape"] = shapes.get(name, entry["shape"])
+        size = sizes[entry["dtype"]] * math.prod(entry["shape"])
+        entry["data_offsets"] = [end, end := end + size]
+    a_header(header)(path)
+    os.truncate(path, path.stat().st_size + end)
+
+
+LARGE = {
+    "a tensor more": ({"more": [2**30]}, "tensor 'more' has no place in its record"),
+    "longer prompts": ({CODE: [1, 2**28, 2, 2]}, r"expected a tensor of the shape \[1, 3, 2, 2\]"),
+    "a larger batch": (
+        {"current, Resid Start, code": [2**27, 3, 1, 2]},
+        r"expected a tensor of the shape \[134217728, 3, 2, 2\]",
+    ),
+    "a larger mask": ({MASK: [2**20, 2**10]}, "have the wrong shape"),
+    "more was read": ({READ: [2**20, 2**7, 8]}, r"expected a tensor of the shape \[1, 3, 8\]"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no holes")
+@pytest.mark.parametrize("case", LARGE)
+def test_a_small_file_that_claims_gigabytes(case: str, folder: Path, whole: bytes) -> None:
+    """It is refused for what it claims, before anything of it is read."""
+    resource = pytest.importorskip("resource")
+    shapes, message = LARGE[case]
+    path = folder / "sparse.trace"
+    sparse(path, read_file(folder / "whole.trace"), shapes)
+    assert path.stat().st_size > 2**31
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, process_time()
+    with pytest.raises(ct.FormatError, match=message):
+        ct.Trace.load(path)
+    assert process_time() - start < 5, "to read that much takes ten times as long"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+    path.unlink()
 
 
 @pytest.mark.parametrize(

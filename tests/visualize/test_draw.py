@@ -638,7 +638,7 @@ def test_a_folder_of_that_name(tmp_path: Path) -> None:
     (tmp_path / "picture.json").mkdir()
     path = tmp_path / "picture.json"
     message = error_of(ct.errors.FigureError, lambda: known_trace({EDGE: 1.0}).draw(file_path=path))
-    assert message == f"Cannot write {str(path)!r}: Is a directory."
+    assert message == f"Cannot write {str(path)!r}: Is a directory; give the name of a file in it."
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -218,7 +218,8 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(FigureError) as error:
         Explorer("").save(path)
     assert re.fullmatch(
-        rf"Cannot write {str(path)!r}: (File exists|Not a directory)\.", str(error.value)
+        rf"Cannot write {str(path)!r}: (File exists|Not a directory); one of its folders is a file\.",
+        str(error.value),
     )
 
 

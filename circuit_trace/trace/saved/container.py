@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,14 +15,27 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from circuit_trace.errors import FormatError, InputError
-from circuit_trace.files import atomic_write
+from circuit_trace.file_kinds import ENOUGH, is_safetensors, kind_of, safetensors_kind
+from circuit_trace.file_kinds import TRACE as FORMAT
+from circuit_trace.files import refusing, writing
 
-FORMAT = "circuit_trace.trace"
 VERSION = 1
 """Raised when an older version of this library would misread what is written."""
 
 WRONG_BYTES = (SafetensorError, RuntimeError, ValueError, TypeError, LookupError)
 """What safetensors and torch raise for a file that they cannot read."""
+
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
+"""What a trace holds, as safetensors call it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +50,7 @@ def write_file(path: Path, content: Content) -> None:
     """Write a file whole, or leave the one that is there.
 
     Raises:
-        InputError: It has more text than safetensors takes.
-        OSError: It cannot be written.
+        InputError: It has more text than safetensors takes, or cannot be written.
     """
     text = json.dumps(content.data, allow_nan=False, separators=(",", ":"))
     metadata = {
@@ -54,56 +66,80 @@ def write_file(path: Path, content: Content) -> None:
             f"This trace cannot be written as safetensors ({error}): its nodes and the strings of its "
             f"tokens take {len(text) / 1e6:.0f} MB, and there is room for 100 MB. Save fewer prompts."
         ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as unfinished:
+    with writing(path) as unfinished:
         unfinished.write_bytes(data)
 
 
-def read_file(path: Path) -> Content:
+def read_file(path: Path, check: Callable[[Content], object] = lambda outline: None) -> Content:
     """Read a file and check that every byte that counts is as it was written.
+
+    Args:
+        path: The file.
+        check: Refuses a record by its outline, whose tensors have dtypes and shapes and no numbers:
+            it is asked before any number is read, of which a small file may claim to have many.
 
     Raises:
         FormatError: There is no such file, it is none of ours, of a later version, or damaged.
     """
-    try:
+    cannot = f"Cannot load a trace from {str(path)!r}"
+    with refusing(FormatError, cannot):
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
-            raise FormatError(f"Cannot load a trace from {str(path)!r}: it {what}.")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_is_ours(path, metadata)
-            # Copies: what lies in a mapped file would change, or go, with the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except FormatError:
-        raise
-    except OSError as error:
-        raise FormatError(
-            f"Cannot load a trace from {str(path)!r}: {error.strerror or error}."
-        ) from error
-    except WRONG_BYTES as error:
-        raise FormatError(
-            f"Cannot load a trace from {str(path)!r}: it is not a whole safetensors file ({error}). "
-            "Expected a file that Trace.save wrote; was it cut off on its way?"
-        ) from error
-    text = metadata.get("trace", "")
-    if metadata.get("checksum") != _checksum(text, tensors):
-        raise FormatError(
-            f"The trace in {str(path)!r} is damaged: its checksum does not match. It was changed after "
-            "it was written; use another copy, or trace again."
-        )
+            raise FormatError(f"{cannot}: it {what}.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                _check_is_ours(path, metadata)
+                text = metadata.get("trace", "")
+                data = _record(path, text)
+                check(Content(data, {name: _outline(name, file) for name in file.keys()}))  # noqa: SIM118
+                mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if metadata.get("checksum") != _checksum(text, mapped):
+                    raise FormatError(
+                        f"The trace in {str(path)!r} is damaged: its checksum does not match. It was "
+                        "changed after it was written; use another copy, or trace again."
+                    )
+                # Copies: what lies in a mapped file would change, or go, with the file.
+                return Content(data, {name: tensor.clone() for name, tensor in mapped.items()})
+        except FormatError:
+            raise
+        except WRONG_BYTES as error:
+            with path.open("rb") as other:
+                start = other.read(ENOUGH)
+            kind = None if is_safetensors(start) else kind_of(start)
+            reason = kind or (
+                f"It is not a whole safetensors file ({error}). Expected a file that Trace.save wrote; "
+                "was it cut off on its way?"
+            )
+            raise FormatError(f"{cannot}. {reason}") from error
+
+
+def _record(path: Path, text: str) -> dict[str, Any]:
     try:
         data = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"The trace in {str(path)!r} holds no JSON: {error}.") from error
     if not isinstance(data, dict):
         raise FormatError(f"The trace in {str(path)!r} is no record but a {type(data).__name__}.")
-    return Content(data, tensors)
+    return data
+
+
+def _outline(name: str, file: Any) -> Tensor:
+    """A tensor of a file without its numbers."""
+    found = file.get_slice(name)
+    if found.get_dtype() not in DTYPES:
+        raise FormatError(
+            f"The file's tensor {name[:60]!r} is of {found.get_dtype()}: expected one of "
+            f"{', '.join(DTYPES)}, which Trace.save writes."
+        )
+    return torch.empty(found.get_shape(), dtype=DTYPES[found.get_dtype()], device="meta")
 
 
 def _check_is_ours(path: Path, metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         raise FormatError(
-            f"{str(path)!r} is a safetensors file, but not a trace: expected one that Trace.save wrote."
+            f"{str(path)!r} is not a trace: expected a file that Trace.save wrote. "
+            f"{safetensors_kind(metadata)}"
         )
     version = metadata.get("version", "")
     if version != str(VERSION):

@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from circuit_trace.anatomy import HeadTensor, NodeKind
-from circuit_trace.errors import MaskError
+from circuit_trace.errors import FormatError, MaskError
 from circuit_trace.graph import ARROW, DestModule, DestNode, Graph, SrcNode
 from circuit_trace.hooks import N_DIRECTIONS, Read
-from circuit_trace.plan import AblationType, Plan, SiteOutput, SourceOutputs, check_scores
+from circuit_trace.plan import (
+    AblationType,
+    Plan,
+    PruneScores,
+    SiteOutput,
+    SourceOutputs,
+    check_scores,
+)
 from circuit_trace.trace.about import MOST_NESTED, About, plain
 from circuit_trace.trace.lens import Lens, SavedLenses
 from circuit_trace.trace.outcome import MEASURED, Outcome, Patch
@@ -44,6 +51,15 @@ class _Tensors:
     def __init__(self, found: Mapping[str, Tensor]) -> None:
         self._found = found
         self._made: dict[tuple[str, str | None, tuple[int, ...]], Tensor] = {}
+
+    def check_all_taken(self) -> None:
+        """Raise FormatError where there are tensors that the record has no place for."""
+        more = self._found.keys() - {name for name, _, _ in self._made}
+        if more:
+            raise FormatError(
+                f"The file's tensor {min(more)[:60]!r} has no place in its record, as this circuit-trace "
+                "reads it: was it changed after it was written, or by a later circuit-trace?"
+            )
 
     def take(self, item: Item, dtypes: Sequence[torch.dtype], shape: Shape | None = None) -> Tensor:
         """The tensor that an item names, if it is of one of these dtypes and of this shape."""
@@ -82,7 +98,18 @@ def _fits(found: Sequence[int], shape: Shape) -> bool:
 
 
 def _within(numbers: Tensor, low: int, high: int) -> bool:
-    return int(numbers.min()) >= low and int(numbers.max()) <= high
+    """Whether all are; of an outline nothing is known."""
+    return numbers.is_meta or (int(numbers.min()) >= low and int(numbers.max()) <= high)
+
+
+def _numbers(tensor: Tensor) -> list:
+    """A tensor's numbers; an outline has none."""
+    return [] if tensor.is_meta else tensor.tolist()
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    """A tensor; for an outline, zeros of its shape that take no memory."""
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) if tensor.is_meta else tensor
 
 
 def _shown(shape: Shape) -> str:
@@ -95,7 +122,7 @@ def _any_of(values: Sequence[object]) -> str:
 
 
 def trace_of(content: Content) -> Trace:
-    """The trace that was written.
+    """The trace that was written; of a file's outline (`read_file`) one without numbers.
 
     Raises:
         FormatError: A field is missing, of another kind, or at odds with the others.
@@ -112,7 +139,7 @@ def trace_of(content: Content) -> Trace:
     rows = _token_strings(data["token_strings"], tokens, batch, seq)
     unembed, texts = _unembed(data["unembed"], tensors, current)
     has_strings = rows or texts is not None
-    return Trace(
+    trace = Trace(
         graph=graph,
         current=current,
         plans=tuple(
@@ -129,6 +156,8 @@ def trace_of(content: Content) -> Trace:
         real=_real(data.maybe("real"), tensors, batch, seq),
         outcome=_outcome(data.maybe("outcome"), batch),
     )
+    tensors.check_all_taken()
+    return trace
 
 
 def _real(item: Item | None, tensors: _Tensors, batch: int, seq: int) -> Tensor | None:
@@ -136,7 +165,7 @@ def _real(item: Item | None, tensors: _Tensors, batch: int, seq: int) -> Tensor 
     if item is None:
         return None
     real = tensors.take(item, INTEGERS, (batch, seq))
-    if not _within(real, 0, 1) or not bool(real.any(1).all()):
+    if not _within(real, 0, 1) or not all(map(any, _numbers(real))):
         item.refuse("0 and 1, with a 1 for each prompt")
     return real.bool()
 
@@ -271,15 +300,11 @@ def _outputs(
 
 
 def _plan(item: Item, graph: Graph, current: SourceOutputs, tensors: _Tensors) -> Plan:
-    masks = {name: tensors.take(mask, FLOATS) for name, mask in item["masks"].pairs()}
-    try:
-        checked = check_scores(graph, masks, "The masks")
-    except MaskError as error:
-        item["masks"].refuse(f"masks of this graph ({error})")
+    masks = _masks(item["masks"], graph, tensors)
     named = tensors.maybe(item["named"], INTEGERS, (None,))
     if named is not None and not _within(named, 0, graph.n_edges - 1):
         item["named"].refuse(f"numbers of edges, from 0 to {graph.n_edges - 1}")
-    numbers = () if named is None else tuple(named.tolist())
+    numbers = () if named is None else tuple(_numbers(named))
     # A mean or zero is the same for every prompt or position.
     lengths = (current.batch, 1), (current.seq, 1)
     patched, clean = (
@@ -288,7 +313,17 @@ def _plan(item: Item, graph: Graph, current: SourceOutputs, tensors: _Tensors) -
     )
     keeps = item.maybe("keeps")
     is_kept = keeps is not None and keeps.flag()
-    return Plan(graph, checked, numbers, patched, clean=clean, keeps=is_kept)
+    return Plan(graph, masks, numbers, patched, clean=clean, keeps=is_kept)
+
+
+def _masks(item: Item, graph: Graph, tensors: _Tensors) -> PruneScores:
+    masks = {name: tensors.take(mask, FLOATS) for name, mask in item.pairs()}
+    shown = {name: _filled(mask) for name, mask in masks.items()}
+    try:
+        checked = check_scores(graph, shown, "The masks")
+    except MaskError as error:
+        item.refuse(f"masks of this graph ({error})")
+    return checked
 
 
 def _token_strings(
@@ -300,7 +335,7 @@ def _token_strings(
     if tokens is None or tokens.shape != (batch, seq) or tokens.is_floating_point():
         item.refuse(f"null, where there are no tokens of the shape [{batch}, {seq}]")
     rows = [[one.text() for one in row.entries(seq, seq)] for row in item.entries(batch, batch)]
-    return {tuple(ids): row for ids, row in zip(tokens.tolist(), rows, strict=True)}
+    return {tuple(ids): row for ids, row in zip(_numbers(tokens), rows, strict=not tokens.is_meta)}
 
 
 def _reads(item: Item, graph: Graph, batch: int, seq: int, tensors: _Tensors) -> tuple[Read, ...]:
@@ -391,4 +426,4 @@ def _ids(item: Item, tensors: _Tensors, d_vocab: int) -> list[int]:
     found = tensors.take(item, INTEGERS, (d_vocab,))
     if not _within(found, NO_TOKEN, d_vocab - 1):
         item.refuse(f"tokens from 0 to {d_vocab - 1}, or {NO_TOKEN}")
-    return found.tolist()
+    return _numbers(found)

@@ -9,16 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from circuit_trace.anatomy import Unembed
 from circuit_trace.errors import InputError
 from circuit_trace.graph import DestModule, DestNode, Graph, SrcNode
 from circuit_trace.hooks import Read
 from circuit_trace.plan import Plan, SiteOutput, SourceOutputs, project
 from circuit_trace.trace.about import About
-from circuit_trace.trace.lens import Lens
+from circuit_trace.trace.lens import Lens, SavedLenses
 from circuit_trace.trace.outcome import MEASURED, Outcome
 from circuit_trace.trace.saved.container import Content
 from circuit_trace.trace.saved.store import TensorStore
@@ -26,6 +28,9 @@ from circuit_trace.trace.saved.vocabulary import NO_TOKEN
 
 if TYPE_CHECKING:
     from circuit_trace.trace.trace import Trace
+
+ToStrings = Callable[[Tensor], list[str]]
+ToIds = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -229,19 +234,47 @@ def _unembed(trace: Trace, store: TensorStore) -> dict[str, Any]:
     """The final norm as the linear map that it was in this pass, `W_U`, and the vocabulary."""
     lenses = [Lens.of(trace, element) for element in range(trace.batch)]
     assert trace.unembed is not None  # Lens.of refuses
-    weight, to_ids = trace.unembed.weight(), trace.unembed.to_ids
-    texts = None if trace.to_strings is None else _texts(trace.to_strings, weight.shape[1])
+    weight = trace.unembed.weight()
+    vocabulary = _vocabulary(trace.to_strings, trace.unembed, weight.shape[1])
     return {
         "is_centred": lenses[0].is_centred,
         "gain": store.put("gain of the final norm", lenses[0].gain),
         "scale": store.put("scale of the final norm", torch.stack([lens.scale for lens in lenses])),
         "weight": store.put("W_U", weight, narrow=True),
-        "vocabulary": texts,
-        "ids": None if texts is None or to_ids is None else _ids(texts, to_ids, store),
+        "vocabulary": vocabulary.texts,
+        "ids": vocabulary.ids
+        and {
+            name: store.put(f"token of each text, {name}", ids)
+            for name, ids in vocabulary.ids.items()
+        },
     }
 
 
-def _texts(to_strings: Callable[[Tensor], list[str]], d_vocab: int) -> list[str]:
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The text of every token, and the token that each text is, alone and behind a space."""
+
+    texts: list[str] | None = None
+    ids: dict[str, Tensor] | None = None
+
+
+_VOCABULARIES: WeakKeyDictionary[Unembed | SavedLenses, _Vocabulary] = WeakKeyDictionary()
+"""By what traces of one model share: to ask a tokenizer for 50,000 tokens takes seconds."""
+
+
+def _vocabulary(
+    to_strings: ToStrings | None, unembed: Unembed | SavedLenses, d_vocab: int
+) -> _Vocabulary:
+    if to_strings is None:
+        return _Vocabulary()
+    if unembed not in _VOCABULARIES:
+        texts = _texts(to_strings, d_vocab)
+        ids = None if unembed.to_ids is None else _ids(texts, unembed.to_ids)
+        _VOCABULARIES[unembed] = _Vocabulary(texts, ids)
+    return _VOCABULARIES[unembed]
+
+
+def _texts(to_strings: ToStrings, d_vocab: int) -> list[str]:
     try:
         return list(to_strings(torch.arange(d_vocab)))
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -251,9 +284,7 @@ def _texts(to_strings: Callable[[Tensor], list[str]], d_vocab: int) -> list[str]
         ) from error
 
 
-def _ids(
-    texts: Sequence[str], to_ids: Callable[[str], list[int]], store: TensorStore
-) -> dict[str, Any]:
+def _ids(texts: Sequence[str], to_ids: ToIds) -> dict[str, Tensor]:
     """The token that each text is, alone and behind a space: tokenizers differ in what they make of
     the space, so each is asked."""
     known = set(texts)
@@ -265,12 +296,12 @@ def _ids(
         for text in texts
     ]
     return {
-        name: store.put(f"token of each text, {name}", torch.tensor(ids, dtype=torch.int32))
+        name: torch.tensor(ids, dtype=torch.int32)
         for name, ids in (("alone", alone), ("spaced", spaced))
     }
 
 
-def _single(to_ids: Callable[[str], list[int]], text: str, d_vocab: int) -> int:
+def _single(to_ids: ToIds, text: str, d_vocab: int) -> int:
     """The one token that a text is, if it is one."""
     try:
         ids = to_ids(text)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from circuit_trace.errors import FigureError
-from circuit_trace.files import atomic_write
+from circuit_trace.files import checked_path, writing
 from circuit_trace.graph import whole_number
 from circuit_trace.plan import EdgesArg, PruneScores
 from circuit_trace.trace import BatchIdx, Trace
@@ -37,12 +36,8 @@ class Explorer:
             FigureError: The path does not end in .html, or cannot be written.
         """
         path = _check_path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as unfinished:
-                unfinished.write_text(self.html, encoding="utf-8")
-        except OSError as error:
-            raise FigureError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
+        with writing(path, FigureError) as unfinished:
+            unfinished.write_text(self.html, encoding="utf-8")
 
     def _repr_html_(self) -> str:
         return (
@@ -114,8 +109,7 @@ def explore(
 
 
 def _check_path(path: Any) -> Path:
-    if not isinstance(path, str | PathLike):
-        raise FigureError(f"file_path must be a path such as 'explorer.html'; got {path!r}.")
-    if Path(path).suffix.lower() not in (".html", ".htm"):
+    checked = checked_path(path, "file_path", "explorer.html", FigureError)
+    if checked.suffix.lower() not in (".html", ".htm"):
         raise FigureError(f"The explorer is a page: expected an .html path, got {str(path)!r}.")
-    return Path(path)
+    return checked

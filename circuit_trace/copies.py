@@ -1,0 +1,74 @@
+"""Copies and pickles of a wrapped model: the model's own, with the anatomy found anew in it."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from circuit_trace.anatomy import Anatomy
+from circuit_trace.errors import AnatomyError, InputError
+from circuit_trace.graph import Graph
+
+if TYPE_CHECKING:
+    from circuit_trace.model import PatchableModel
+
+UNPICKLABLE = (AttributeError, TypeError, RuntimeError, pickle.PicklingError)
+"""What pickle and torch raise for a model with functions or handles in it."""
+
+
+def of(wrapped: PatchableModel, model: nn.Module, anatomy: Anatomy | None = None) -> PatchableModel:
+    """A model wrapped as another one is; without an anatomy its own is found."""
+    how = wrapped._anatomy_of, wrapped.graph, wrapped.slice_output
+    return _wrapped(type(wrapped), model, anatomy, *how)
+
+
+def check(wrapped: PatchableModel) -> None:
+    """Raise AnatomyError where the anatomy of a copy cannot be found."""
+    if wrapped._anatomy_of is None:
+        raise AnatomyError(
+            "A model wrapped with an anatomy of your own cannot be copied with it: copy "
+            ".wrapped_model and wrap the copy with its own anatomy."
+        )
+
+
+def pickled(wrapped: PatchableModel) -> tuple[Any, ...]:
+    """What a wrapped model is pickled as.
+
+    Raises:
+        AnatomyError: Its anatomy could not be found again.
+        InputError: A patch is open, or the model itself cannot be pickled.
+    """
+    check(wrapped)
+    if wrapped.has_open_patch:
+        raise InputError(
+            "A patch is open on this model, whose hooks no pickle can hold. Close it first."
+        )
+    try:
+        model = pickle.dumps(wrapped.wrapped_model)
+    except UNPICKLABLE as error:
+        raise InputError(
+            f"A {type(wrapped.wrapped_model).__name__} cannot be pickled ({error}). Load and wrap the "
+            "model where it is needed, or send what was made with it: traces, source outputs, scores "
+            "and tables can be pickled."
+        ) from error
+    how = wrapped._anatomy_of, wrapped.graph, wrapped.slice_output
+    return _unpickled, (type(wrapped), model, *how)
+
+
+def _unpickled(kind: Any, model: bytes, *how: Any) -> Any:
+    return _wrapped(kind, pickle.loads(model), None, *how)
+
+
+def _wrapped(
+    kind: Any,
+    model: nn.Module,
+    anatomy: Anatomy | None,
+    anatomy_of: Any,
+    graph: Graph,
+    slice_output: Any,
+) -> Any:
+    twin = kind(model, anatomy or anatomy_of(model), graph, slice_output)
+    twin._anatomy_of = anatomy_of
+    return twin

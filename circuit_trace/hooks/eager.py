@@ -1,0 +1,51 @@
+"""While hooks are on a model, what `torch.compile` made of it runs as it was written.
+
+Compiled code has the hooks in it that were there when it was compiled, and sees no later ones: a
+patched pass through it would be an unpatched one, without a word.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+import torch
+
+_LOCK = Lock()
+_held: set[RunsEagerly] = set()
+_go_back: Callable[..., Any] | None = None
+
+
+class RunsEagerly:
+    """Holds torch's compiler off from `begin` to `end`; several may do so, and end in any order.
+
+    >>> import torch
+    >>> doubled = torch.compile(lambda x: x * 2)
+    >>> eager = RunsEagerly()
+    >>> eager.begin()
+    >>> doubled(torch.ones(2))
+    tensor([2., 2.])
+    >>> eager.end()
+    """
+
+    def begin(self) -> None:
+        """Let compiled code run as plain Python from now on, in the whole process."""
+        global _go_back
+        with _LOCK:
+            # Nothing was compiled yet without this module; torch before 2.6 has no such switch.
+            is_compiling = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+            if _go_back is None and is_compiling:
+                stance = torch.compiler.set_stance("force_eager")
+                _go_back = stance.__exit__
+            _held.add(self)
+
+    def end(self) -> None:
+        """Let it go back to what it was, when nobody else holds it off."""
+        global _go_back
+        with _LOCK:
+            _held.discard(self)
+            if not _held and _go_back is not None:
+                _go_back(None, None, None)
+                _go_back = None
