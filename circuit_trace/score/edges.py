@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
+from circuit_trace.progress import tqdm
 from circuit_trace.score.exact import BAR_DELAY, exact_scores
 from circuit_trace.score.gradients import logits_of
 from circuit_trace.score.methods import METHODS, Method, Task

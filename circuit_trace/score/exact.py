@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import whole_number
 from circuit_trace.plan import AblationType, EdgesArg, PruneScores, SourceOutputs, unflat_scores
+from circuit_trace.progress import tqdm
 from circuit_trace.score.groups import (
     EdgeGroup,
     changes,

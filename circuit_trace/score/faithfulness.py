@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Graph, whole_number
 from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
+from circuit_trace.progress import tqdm
 from circuit_trace.score.circuit import (
     CircuitMethod,
     as_n_edges,
