@@ -26,7 +26,7 @@ class EdgeScores(dict[str, Tensor]):
 
     __copy__ = copy
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> EdgeScores:
+    def __deepcopy__(self, memo: Any) -> EdgeScores:
         return type(self)({name: deepcopy(score, memo) for name, score in self.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -29,8 +29,9 @@ def everything_that_returns_scores(model: ct.PatchableModel, folder: Path) -> di
 
     pairs = (CLEAN, CORRUPT, *ANSWERS)
     scores = ct.score_edges(model, pairs)
-    for name in ("a.pkl", "b.graphml", "c.json"):
-        ct.save_scores(scores, folder / name, model=model)
+    formats = {"a.pkl": None, "b.graphml": None, "c.json": "eap_ig"}
+    for name, chosen in formats.items():
+        ct.save_scores(scores, folder / name, model=model, format=chosen)
     theirs = patchable_model(ct.load_model("bundled"), factorized=True, separate_qkv=True)
     return {
         "score_edges": scores,
