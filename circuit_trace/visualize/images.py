@@ -13,6 +13,7 @@ import warnings
 from math import sqrt
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -128,7 +129,8 @@ def _way_out(name: Path) -> str:
 
 def size_of(figure: go.Figure) -> Size:
     """The figure's pixels; where it leaves its size open, those that Plotly takes."""
-    return figure.layout.width or 700, figure.layout.height or 500
+    layout: Any = figure.layout
+    return layout.width or 700, layout.height or 500
 
 
 def picture_size(data: bytes, suffix: str) -> Size | None:

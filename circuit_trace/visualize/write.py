@@ -111,7 +111,7 @@ def _scale(figure: go.Figure, file: File) -> float:
         return bitmap_scale(size_of(figure), file.path)
     if file.page_width is None:
         return 1.0
-    scale = file.page_width * 96 / figure.layout["width"]
+    scale = file.page_width * 96 / size_of(figure)[0]
     points = SHORT_SIZE * scale * 0.75
     if points < SMALLEST_POINTS:
         warnings.warn(
