@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from circuit_trace.errors import InputError
+from circuit_trace.errors import CircuitTraceError, InputError
 from circuit_trace.graph import Edges
 from circuit_trace.plan import EdgesArg, Plan, select
 from circuit_trace.trace.numbers import BatchIdx, edge_numbers
@@ -153,6 +153,14 @@ class TraceDiff:
         weights = torch.stack([torch.ones_like(masks[0]), masks[1], masks[0]], dim=1)
         received = torch.einsum("ei,eij,ej->e", weights, at, weights).clamp_min(0).sqrt()
         return torch.stack([at[:, 0, 0].sqrt(), received])
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What a notebook shows: what changed, as a picture."""
+        try:
+            picture = self.draw()._repr_mimebundle_(include, exclude)
+        except CircuitTraceError:  # records that cannot be drawn any more still have a name
+            picture = {}
+        return {**picture, "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         return f"<TraceDiff: {len(self._edges):,} edges of {self.trace!r} and {self.other!r}>"

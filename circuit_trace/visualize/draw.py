@@ -28,6 +28,7 @@ from circuit_trace.visualize.edges import (
     live_edges,
     score_edges,
 )
+from circuit_trace.visualize.notebook import show_in_ipython
 from circuit_trace.visualize.options import (
     MAX_EDGES,
     WHAT_LABELS_SAY,
@@ -53,7 +54,7 @@ from circuit_trace.visualize.spec import (
     lone_panel,
 )
 from circuit_trace.visualize.text import escape, mask_text
-from circuit_trace.visualize.write import File, show_in_ipython, write
+from circuit_trace.visualize.write import File, write
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel

@@ -1,8 +1,7 @@
-"""Write a figure to a file by its extension, and show it where there is something to show it in."""
+"""Write a figure to a file by its extension."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import dataclass
 from os import PathLike
@@ -120,12 +119,3 @@ def _scale(figure: go.Figure, file: File) -> float:
             stacklevel=5,
         )
     return scale
-
-
-def show_in_ipython(figure: go.Figure) -> None:
-    """Display the figure in a running IPython; a plain script shows nothing and opens nothing."""
-    ipython = sys.modules.get("IPython")
-    if ipython is not None and ipython.get_ipython() is not None:
-        from IPython.display import display
-
-        display(figure)
