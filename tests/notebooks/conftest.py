@@ -85,10 +85,10 @@ def jupyters_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, s
 def ran(jupyters_folders: Mapping[str, str]) -> Any:
     """The notebook with the outputs of its cells."""
     tools_or_skip()
+    from textwrap import dedent
+
     import nbformat
     from nbclient import NotebookClient
-
-    from textwrap import dedent
 
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(dedent(source).strip()) for source in CELLS.values()]

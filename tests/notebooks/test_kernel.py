@@ -33,7 +33,11 @@ def test_a_changed_figure_is_shown_as_it_is(outputs: dict[str, list[Any]]) -> No
 
 
 def test_records_show_their_names_beside_their_pictures(outputs: dict[str, list[Any]]) -> None:
-    for cell, name in {"trace": "<Trace: ", "diff": "<TraceDiff: ", "curve": "<Faithfulness: "}.items():
+    for cell, name in {
+        "trace": "<Trace: ",
+        "diff": "<TraceDiff: ",
+        "curve": "<Faithfulness: ",
+    }.items():
         assert outputs[cell][0]["data"]["text/plain"].startswith(name)
 
 
