@@ -4,89 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from circuit_trace.visualize.still.area import Area
+from circuit_trace.visualize.still.axes import Axes, Axis
 from circuit_trace.visualize.still.words import block, block_height, lines_of
 
 TICK, TICK_GAP = 5, 3
-MOST_TICKS = 6
-"""Where an axis does not say which ticks it has."""
 SAMPLE = 30
 """Pixels of a line in the legend."""
 DASHES = {"dash": "9 9", "dot": "3 3", "dashdot": "9 3 3 3"}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis: how it looks, its ends in the data's units or their logarithms, and in pixels."""
-
-    style: Mapping[str, Any]
-    low: float
-    high: float
-    start: float
-    end: float
-
-    @classmethod
-    def of(
-        cls, style: Mapping[str, Any], values: Sequence[float], start: float, end: float
-    ) -> Axis:
-        """An axis over its own range, or over the values with a little room."""
-        if "range" in style:
-            low, high = style["range"]
-        else:
-            is_log = style.get("type") == "log"
-            found = [math.log10(one) if is_log else one for one in values if not is_log or one > 0]
-            low, high = min(found, default=0.0), max(found, default=1.0)
-            room = 0.07 * (high - low) or 1.0
-            low, high = low - room, high + room
-        return cls(style, float(low), float(high), start, end)
-
-    def pixel(self, value: float) -> float:
-        """Where a value lies."""
-        if self.style.get("type") == "log":
-            value = math.log10(value) if value > 0 else self.low - 10 * (self.high - self.low)
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    @property
-    def ticks(self) -> list[tuple[float, str]]:
-        """Values and their texts."""
-        given = self.style.get("tickvals")
-        if given is None:
-            step = _step((self.high - self.low) / MOST_TICKS)
-            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-            is_log = self.style.get("type") == "log"
-            given = [10**n if is_log else n * step for n in range(first, last + 1)]
-        texts = self.style.get("ticktext") or [self._text(value) for value in given]
-        return list(zip(map(float, given), texts, strict=True))
-
-    def _text(self, value: float) -> str:
-        value = round(value, 12) + 0.0
-        percent = str(self.style.get("tickformat", "")).endswith("%")
-        return f"{value * 100:.6g}%" if percent else f"{value:.6g}"
-
-
-def _step(least: float) -> float:
-    """The next larger of 1, 2 and 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= least * (1 - 1e-9))
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Both axes of a figure."""
-
-    x: Axis
-    y: Axis
-    area: Area
-
-    @classmethod
-    def of(cls, layout: Mapping[str, Any], traces: Sequence[Mapping[str, Any]], area: Area) -> Axes:
-        """The axes of a figure's curves."""
-        values = [[float(v) for one in traces for v in one.get(name, ())] for name in "xy"]
-        across = Axis.of(layout.get("xaxis", {}), values[0], area.x(0), area.x(1))
-        return cls(across, Axis.of(layout.get("yaxis", {}), values[1], area.y(0), area.y(1)), area)
 
 
 def curves(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], axes: Axes) -> str:
@@ -196,7 +123,9 @@ def _upwards(axes: Axes, font: Mapping[str, Any]) -> str:
         top = y - block_height(1, size) / 2
         shown += block(text, left - TICK - TICK_GAP, top, size, "right", color)
     title, own = _title(axis, font)
-    top = max(left - TICK - TICK_GAP - 3.2 * size - own["size"], 2.0)
+    widest = max((len(text) for _, text in axis.ticks), default=0) * size / 2
+    standoff = axis.style.get("title", {}).get("standoff", 10)
+    top = max(left - TICK - TICK_GAP - widest - standoff - 1.2 * own["size"], 2.0)
     # Turned about the figure's corner, what was down is left and what was left is below.
     words = block(title, -area.y(0.5), top, own["size"], "center", own["color"])
     return f'{shown}<g transform="rotate(-90)">{words}</g>'
@@ -217,12 +146,12 @@ def _legend(
     size = layout.get("legend", {}).get("font", {}).get("size", font["size"])
     named = [one for one in lines if one.get("showlegend", True) and one.get("name")]
     step = 1.6 * size
-    shown = ""
+    shown = '<g class="legend">'
     for number, one in enumerate(named):
-        middle = area.y(1) - 10 - step * (len(named) - number - 0.5)
+        middle = area.y(1) - 8 - step * (len(named) - number - 0.5)
         x = area.left + 5
         shown += f'<path d="M{x:.1f},{middle:.1f}h{SAMPLE}" {_stroke(one.get("line", {}))}/>'
         shown += _marker(one.get("marker", {}), x + SAMPLE / 2, middle)
         top = middle - block_height(len(lines_of(one["name"])), size) / 2
-        shown += block(one["name"], x + SAMPLE + 8, top, size, "left", font["color"])
-    return shown
+        shown += block(one["name"], x + SAMPLE + 5, top, size, "left", font["color"])
+    return shown + "</g>"

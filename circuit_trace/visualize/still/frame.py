@@ -8,11 +8,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuit_trace.visualize.still.area import Area
-from circuit_trace.visualize.still.curves import Axes, curves
+from circuit_trace.visualize.still.axes import Axes
+from circuit_trace.visualize.still.curves import curves
 from circuit_trace.visualize.still.diagram import diagram
 from circuit_trace.visualize.still.table import table
 from circuit_trace.visualize.still.words import block, block_height, lines_of
 from circuit_trace.visualize.text import text_size
+
+_PLACES = {"left": 0, "center": 0.5, "right": 1}
+"""Where in a text its anchor is."""
 
 _DRAWN: dict[str, Callable[[Mapping[str, Any], Area], str]] = {"sankey": diagram, "table": table}
 
@@ -61,13 +65,15 @@ def _annotation(
     middle = area.y(y) if on_paper[1] or axes is None else axes.y.pixel(y)
     x_anchor = _anchor(one.get("xanchor", "auto"), x, ("left", "center", "right"))
     y_anchor = _anchor(one.get("yanchor", "auto"), y, ("bottom", "middle", "top"))
-    top = middle - one.get("yshift", 0) - {"top": 0, "middle": 0.5, "bottom": 1}[y_anchor] * height
-    left += one.get("xshift", 0)
+    pad, sides = one.get("borderpad", 1), {"top": 0, "middle": 0.5, "bottom": 1}
+    top = middle - one.get("yshift", 0) - sides[y_anchor] * height
+    top += pad * (1 - 2 * sides[y_anchor])
+    left += one.get("xshift", 0) + pad * (1 - 2 * _PLACES[x_anchor])
     words = block(one["text"], left, top, size, x_anchor, font["color"])
     if "bgcolor" not in one:
         return words
-    pad, width = one.get("borderpad", 1), text_size(one["text"], size)[0] - 6
-    start = left - {"left": 0, "center": 0.5, "right": 1}[x_anchor] * width
+    width = text_size(one["text"], size)[0] - 6
+    start = left - _PLACES[x_anchor] * width
     return (
         f'<rect x="{start - pad:.1f}" y="{top - pad:.1f}" width="{width + 2 * pad:.1f}" '
         f'height="{height + 2 * pad:.1f}" fill="{one["bgcolor"]}"/>{words}'
