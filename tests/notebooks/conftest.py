@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ def tools_or_skip() -> None:
         __import__(name)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def jupyters_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+@pytest.fixture(scope="package", autouse=True)
+def jupyters_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
     """Settings and runtime files of Jupyter's own in a folder that goes with the tests."""
     folder = tmp_path_factory.mktemp("jupyter")
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
@@ -81,7 +81,7 @@ def jupyters_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, s
     patch.undo()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ran(jupyters_folders: Mapping[str, str]) -> Any:
     """The notebook with the outputs of its cells."""
     tools_or_skip()
@@ -97,7 +97,7 @@ def ran(jupyters_folders: Mapping[str, str]) -> Any:
     return NotebookClient(notebook, timeout=120).execute()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def outputs(ran: Any) -> dict[str, list[Any]]:
     """What each cell has shown, by the cell's name."""
     return {name: cell.outputs for name, cell in zip(CELLS, ran.cells, strict=True)}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 import torch
 
 import circuit_trace as ct
 from circuit_trace.score.faithfulness import Faithfulness
+from circuit_trace.visualize.notebook import PLOTLY
 from circuit_trace.visualize.still import still
 from circuit_trace.visualize.still.words import lines_of
 from tests.browser import chromium
@@ -172,8 +173,32 @@ def test_what_this_cannot_draw_has_no_picture() -> None:
     assert still(go.Figure(FIGURES["a curve"]()).update_layout(width=None)) is None
 
 
-def test_a_later_change_is_in_the_picture(tmp_path: Path) -> None:
-    drawn = FIGURES["5 edges"]()
+CHANGES: list[Callable[[go.Figure], go.Figure]] = [
+    lambda drawn: drawn.update_traces(node_color="red", link_color="blue"),
+    lambda drawn: drawn.update_traces(link_value=None),
+    lambda drawn: drawn.update_traces(node_x=None, node_y=None),
+    lambda drawn: drawn.update_traces(selector={"type": "sankey"}, domain=None),
+    lambda drawn: drawn.update_annotations(text=None, font=None),
+    lambda drawn: drawn.update_layout(margin=None, font=None, annotations=None),
+    lambda drawn: drawn.add_scatter(x=["a", "b"], y=[1, None]),
+    lambda drawn: drawn.update_layout(title={"text": "mine", "x": None}),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_change_keeps_a_notebook_from_showing_the_figure(
+    change: Callable[[go.Figure], go.Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
+    drawn = change(FIGURES["5 edges"]())
+    bundle = drawn._repr_mimebundle_()
+    assert bundle[PLOTLY]["layout"]["width"] == drawn.layout.width
+    picture = bundle.get("image/svg+xml")
+    assert picture is None or ElementTree.fromstring(picture).tag.endswith("svg")
+
+
+def test_a_later_change_is_in_the_picture() -> None:
+    drawn = FIGURES["5 edges"]().update_layout(title="<i>named</i>")
     drawn.update_layout(width=1234).add_annotation(
         x=0.5, y=0.5, text="mine", xref="paper", yref="paper"
     )
@@ -181,6 +206,7 @@ def test_a_later_change_is_in_the_picture(tmp_path: Path) -> None:
     assert picture is not None
     assert 'width="1234"' in picture
     assert ">mine</text>" in picture
+    assert ">named</tspan></text>" in picture
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ def curves(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], axes:
     shown = [_shape(one, axes) for one in layout.get("shapes", ()) if one.get("type") == "line"]
     lines = [one for one in traces if one["type"] == "scatter"]
     shown += [_curve(one, axes) for one in lines]
-    shown += [_across(axes, font), _upwards(axes, font)]
+    for axis, drawn in ((axes.x, _across), (axes.y, _upwards)):
+        if axis.style.get("visible", True):
+            shown.append(drawn(axes, font))
     if layout.get("showlegend", len(lines) > 1):
         shown.append(_legend(lines, layout, axes.area, font))
     return "".join(shown)

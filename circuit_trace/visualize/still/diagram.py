@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuit_trace.visualize.layout import NODE_THICKNESS, Box, Placed, aligned
@@ -31,19 +31,26 @@ def diagram(trace: Mapping[str, Any], area: Area) -> str:
     links = [
         f'<path class="sankey-link" d="{_path(placed, number, flow, stacking.scale)}" fill="{color}"'
         f"{_outline(flow.value * stacking.scale, color)}/>"
-        for number, (flow, color) in enumerate(zip(flows, link["color"], strict=True))
+        for number, (flow, color) in enumerate(
+            zip(flows, _each(link["color"], len(flows)), strict=True)
+        )
     ]
     nodes = [
         f'<rect class="sankey-node" x="{box.along - box.length / 2:.1f}" '
         f'y="{box.across - box.breadth / 2:.1f}" width="{box.length:.1f}" '
         f'height="{max(box.breadth, 0.5):.1f}" fill="{color}"/>'
-        for box, color in zip(placed.nodes, node["color"], strict=True)
+        for box, color in zip(placed.nodes, _each(node["color"], len(boxes)), strict=True)
     ]
     turn = "" if is_h else " matrix(0 1 1 0 0 0)"  # along and across change places
     return (
         f'<g transform="translate({place.left:.1f} {place.top:.1f}){turn}">'
         f"{''.join(links)}{''.join(nodes)}</g>"
     )
+
+
+def _each(color: str | Sequence[str], count: int) -> Sequence[str]:
+    """A colour for each, also where all have one."""
+    return [color] * count if isinstance(color, str) else color
 
 
 def _outline(width: float, color: str) -> str:

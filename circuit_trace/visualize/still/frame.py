@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -33,7 +33,14 @@ def still(figure: go.Figure) -> str | None:
     ('<svg', 1, True)
     """
     spec = figure.to_plotly_json()
-    layout, traces = spec["layout"], spec["data"]
+    try:
+        return _drawn(spec["layout"], spec["data"])
+    # Its owner may have made of it anything that Plotly takes.
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _drawn(layout: Mapping[str, Any], traces: Sequence[Mapping[str, Any]]) -> str | None:
     kinds = {trace["type"] for trace in traces}
     if not {"width", "height"} <= layout.keys() or not kinds <= {*_DRAWN, "scatter"}:
         return None
@@ -43,6 +50,7 @@ def still(figure: go.Figure) -> str | None:
     if axes is not None:
         shown.append(curves(traces, layout, axes))
     shown += [_annotation(one, layout, area, axes) for one in layout.get("annotations", ())]
+    shown.append(_title(layout, area))
     font = layout.get("font", {}).get("family", "sans-serif")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
@@ -50,6 +58,15 @@ def still(figure: go.Figure) -> str | None:
         f'<rect width="100%" height="100%" fill="{layout.get("paper_bgcolor", "white")}"/>'
         f"{''.join(shown)}</svg>"
     )
+
+
+def _title(layout: Mapping[str, Any], area: Area) -> str:
+    """A title that its owner gave the figure, in the margin above."""
+    title = layout.get("title", {})
+    font = {"size": 17, "color": "#444", **layout.get("font", {}), **title.get("font", {})}
+    text, x = title.get("text", ""), layout["width"] * title.get("x", 0.05)
+    top = (area.top - block_height(len(lines_of(text)), font["size"])) / 2
+    return block(text, x, top, font["size"], "left", font["color"]) if text else ""
 
 
 def _annotation(
