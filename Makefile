@@ -40,7 +40,7 @@ test-real: install $(REAL)/config.json
 TL2 := $(VENV)-tl2
 TL4 := $(VENV)-tl4
 COMPAT := tests/test_exactness.py tests/integrations/test_models.py tests/integrations/test_shape.py tests/demo \
-  tests/integrations/test_auto_circuit.py tests/integrations/test_auto_circuit_refused.py \
+  tests/integrations/test_auto_circuit*.py tests/graph/test_shared.py \
   tests/hooks/test_heads.py tests/trace/test_saved.py \
   tests/score
 

@@ -28,11 +28,13 @@ from circuit_trace.anatomy import Unembed as Unembed
 from circuit_trace.errors import AnatomyError as AnatomyError
 from circuit_trace.errors import CircuitTraceError as CircuitTraceError
 from circuit_trace.errors import EdgeError as EdgeError
+from circuit_trace.errors import EdgeWarning as EdgeWarning
 from circuit_trace.errors import FigureError as FigureError
 from circuit_trace.errors import FormatError as FormatError
 from circuit_trace.errors import FormatWarning as FormatWarning
 from circuit_trace.errors import InputError as InputError
 from circuit_trace.errors import MaskError as MaskError
+from circuit_trace.errors import MaskWarning as MaskWarning
 from circuit_trace.errors import NoTraceError as NoTraceError
 from circuit_trace.graph import DestNode as DestNode
 from circuit_trace.graph import Edge as Edge
@@ -45,10 +47,12 @@ from circuit_trace.plan import PruneScores as PruneScores
 from circuit_trace.plan import SourceOutputs as SourceOutputs
 from circuit_trace.score.acdc import AcdcResult as AcdcResult
 from circuit_trace.score.acdc import acdc as acdc
+from circuit_trace.score.circuit import Circuit as Circuit
 from circuit_trace.score.circuit import circuit as circuit
 from circuit_trace.score.edges import score_edges as score_edges
 from circuit_trace.score.exact import exact_scores as exact_scores
 from circuit_trace.score.faithfulness import Faithfulness as Faithfulness
+from circuit_trace.score.faithfulness import FaithfulnessCurves as FaithfulnessCurves
 from circuit_trace.score.faithfulness import faithfulness as faithfulness
 from circuit_trace.trace import Trace as Trace
 from circuit_trace.trace import TraceDiff as TraceDiff

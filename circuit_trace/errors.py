@@ -41,3 +41,11 @@ class FormatError(CircuitTraceError, ValueError):
 
 class FormatWarning(UserWarning):
     """A file holds something that is not quite what this library means by it."""
+
+
+class MaskWarning(UserWarning):
+    """Masks that may not be meant as they are."""
+
+
+class EdgeWarning(UserWarning):
+    """A name of edges or nodes that may mean fewer than it seems to."""

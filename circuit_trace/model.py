@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from typing import Any, Literal, get_args
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,16 @@ from circuit_trace.graph import (
     build_graph,
     whole_number,
 )
-from circuit_trace.hooks import PassRecord, Session, verify
+from circuit_trace.hooks import (
+    OpenPatch,
+    PassRecord,
+    Session,
+    check_alone,
+    open_patches,
+    same_every_time,
+    unpatched,
+    verify,
+)
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
@@ -37,14 +46,19 @@ from circuit_trace.plan import (
     ablate_batch,
     make_plan,
     mean_outputs,
+    warn_if_empty,
 )
+from circuit_trace.score.measure import Measure
 from circuit_trace.trace import About, Trace
+from circuit_trace.trace.outcome import Patch
 
 OutputSlice = Literal["last_seq", "not_first_seq"]
 """Which positions of the logits a task looks at."""
 
 SEQ_DIM = 1
 """Activations are `[batch, seq, d_model]`."""
+
+NOT_TO_THE_END = "The pass did not reach the end of the residual stream; nothing to record."
 
 _SLICES: dict[str | None, tuple[Any, ...]] = {
     None: (slice(None),),
@@ -92,7 +106,7 @@ def wrap(
             f"Expected a model (a torch.nn.Module such as a HookedTransformer), got "
             f"{type(hooked).__name__}."
         )
-    if hooked in _PATCHED_BY:
+    if open_patches(hooked):
         raise InputError(
             "A patch is open on this model, so it cannot be wrapped now. Close the patch first."
         )
@@ -123,10 +137,6 @@ def wrap(
 _verify = verify
 
 
-_PATCHED_BY: WeakKeyDictionary[nn.Module, PatchableModel] = WeakKeyDictionary()
-"""The wrapper that has a patch open on a model."""
-
-
 class PatchableModel:
     """A model with its computation graph; call it like the model it wraps. Made by `wrap`.
 
@@ -147,10 +157,7 @@ class PatchableModel:
         self.anatomy = anatomy
         self.graph = graph
         self.slice_output: OutputSlice | None = slice_output
-        self._open: list[Plan] = []
-        self._session: Session | None = None
-        self._last_trace: Trace | None = None
-        self._last_record: PassRecord | None = None
+        self._last: _Recorded | None = None
         self._anatomy_of: Callable[[nn.Module], Anatomy] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -216,8 +223,8 @@ class PatchableModel:
 
     @property
     def has_open_patch(self) -> bool:
-        """Whether this wrapper of the model or another one has a patch open."""
-        return self.wrapped_model in _PATCHED_BY
+        """Whether this wrapper of the model or another one has a patch open in this thread."""
+        return bool(open_patches(self.wrapped_model))
 
     def edge(self, name: EdgeSpec, seq_idx: int | None = None) -> Edge:
         """Look an edge up by its name, such as `A5.2->A7.1.Q`, or by `(seq_idx, name)`.
@@ -275,12 +282,14 @@ class PatchableModel:
         *,
         nodes: NodesArg | None = None,
         heads: HeadsArg | None = None,
+        clean: SourceOutputs | None = None,
     ) -> Patching:
         """Patch edges in every forward pass of the model while the context is open, and record it.
 
         The hooks are the only thing that touches the model, and they go when the context closes,
         however it closes. Inside another `patch` of the same wrapper the edges add up; for an edge
-        of both the inner one counts.
+        of both the inner one counts. A patch acts in the thread that opened it: passes that other
+        threads run meanwhile are as they are without it, and may be patched by their own.
 
         >>> import circuit_trace as ct
         >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -288,7 +297,7 @@ class PatchableModel:
         >>> with model.patch(model.source_outputs(CORRUPT), edges={"A1.0->Resid End": 0.5}):
         ...     logits = model(CLEAN)
         >>> model.last_trace
-        <Trace: batch 1, seq 15, 11 sources, 1 edges patched>
+        <Trace: batch 1, seq 15, 11 sources, 1 edge patched>
 
         Args:
             patched: What to patch in, from `source_outputs`.
@@ -300,43 +309,13 @@ class PatchableModel:
                 too takes its mask from there.
             heads: Heads whose attention is recorded for `Trace.head`: names, or patterns such as
                 `A5.*` and `*`. Contexts inside one another record the heads of all of them.
+            clean: What the sources write where nothing is patched, `source_outputs` of the prompt that
+                is run: then the record compares clean with received.
 
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
         """
-        return Patching(self, make_plan(self.graph, patched, edges, masks, nodes, heads))
-
-    def _enter(self, plan: Plan) -> None:
-        self._check_alone()
-        self._open.append(plan)
-        _PATCHED_BY[self.wrapped_model] = self
-        try:
-            self._attach()
-        except BaseException:
-            self._leave(plan)
-            raise
-
-    def _leave(self, plan: Plan) -> None:
-        # By identity: contexts of different threads or an ExitStack may close in any order.
-        self._open = [one for one in self._open if one is not plan]
-        if not self._open:
-            _PATCHED_BY.pop(self.wrapped_model, None)
-        self._attach()
-
-    def _attach(self) -> None:
-        """Put on the hooks of all open contexts together; for an edge of two the inner counts."""
-        if self._session is not None:
-            self._session.detach()
-            self._session = None
-        plans: list[Plan] = []
-        for plan in self._open:
-            plans = [*(one.without(plan) for one in plans), plan]
-        if plans:
-            session = Session(
-                self.wrapped_model, self.anatomy, tuple(plans), on_record=self._recorded
-            )
-            session.attach()
-            self._session = session
+        return Patching(self, make_plan(self.graph, patched, edges, masks, nodes, heads, clean))
 
     def trace(
         self,
@@ -350,11 +329,18 @@ class PatchableModel:
         nodes: NodesArg | None = None,
         heads: HeadsArg | None = None,
         forward: Mapping[str, Any] | None = None,
+        clean: bool = True,
+        answers: Any = None,
+        metric: Any = None,
+        patch: Patch = "circuit",
+        complement: bool = False,
     ) -> Trace:
         """Run one patched forward pass without gradients and return its record.
 
         With neither `edges` nor `masks` nothing is patched: the pass is only recorded, together
-        with what `corrupt` would have patched in where it is given.
+        with what `corrupt` would have patched in where it is given. Where something is, a plain pass
+        of the same prompt goes before it: what an edge is compared with is what it carries unpatched.
+        A warning says so where the edges asked for come to none.
 
         >>> import circuit_trace as ct
         >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -362,6 +348,12 @@ class PatchableModel:
         >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
         >>> trace.table()[["edge", "mask"]].values.tolist()
         [['A1.0->Resid End', 1.0]]
+        >>> edges = ["A1.0->Resid End", "MLP 0->A1.0.Q"]
+        >>> told = model.trace(
+        ...     CLEAN, corrupt=CORRUPT, edges=edges, answers=("Mary", "John"), complement=True
+        ... )
+        >>> print(round(told.outcome.explained, 2), round(told.outcome.faithfulness, 2))
+        0.35 0.0
 
         Args:
             tokens: The prompt to run: tokens `[batch, seq]`, a string or a list of strings.
@@ -376,6 +368,15 @@ class PatchableModel:
             heads: As in `patch`.
             forward: More arguments of both passes, such as `{"attention_mask": mask}` for prompts
                 that are padded alike.
+            clean: Record what the sources write unpatched too, by a plain pass; False saves it.
+            answers: What should follow and what should not, `(" Mary", " John")`, each a token's text
+                or id or a list of these: `trace.outcome` then holds the difference of their logits in
+                this pass, in the clean one, and with every edge patched.
+            metric: Another metric, or one that needs no answers, as in `score_edges`.
+            patch: "circuit" patches the edges asked for; "complement" keeps these and patches all
+                others.
+            complement: With `answers` or `metric`, measure the other of the two as well, by one more
+                pass: the evidence for a circuit is what the metric does with all else patched.
 
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
@@ -385,14 +386,56 @@ class PatchableModel:
                 "Give either corrupt= or patched=, not both: each says what is patched in."
             )
         _check_ablation(ablation)
+        names_edges = not (edges is None and masks is None and nodes is None)
+        _check_patch(patch, complement, names_edges, answers is not None or metric is not None)
         more = _checked_forward(forward)
-        clean = self.tokens_of(tokens)
+        prompts = self.tokens_of(tokens)
         with torch.no_grad():
             if patched is None:
-                patched = self._patched_for(clean, corrupt, ablation, edges, masks, nodes, more)
-            with self.patch(patched, edges=edges, masks=masks, nodes=nodes, heads=heads):
-                self.wrapped_model(clean, **more)
-        return self.last_trace
+                patched = self._patched_for(prompts, corrupt, ablation, edges, masks, nodes, more)
+            plan = make_plan(self.graph, patched, edges, masks, nodes, heads)
+            warn_if_empty(plan)
+            measure = Measure.read(self, prompts, corrupt, answers, metric)
+            plans = {"circuit": plan}
+            if patch == "complement" or complement:
+                plans["complement"] = plan.complement()
+            plain = None
+            if plans[patch].masks and (clean or measure is not None):
+                plain = self._record(prompts, more, needs_logits=measure is not None)
+            logits: dict[str, Tensor | None] = {}
+            if measure is not None and patched is not None:
+                is_corrupt = corrupt is not None and ablation is AblationType.RESAMPLE
+                logits["corrupt"] = (
+                    self._record(corrupt, more).logits
+                    if is_corrupt
+                    else self._run(_everything(plan), prompts, more).trace_of(self).logits
+                )
+            for name in plans if complement else ():
+                if name != patch:
+                    logits[name] = self._run(plans[name], prompts, more).trace_of(self).logits
+            known = self._outputs_of(plain) if plain is not None and clean else None
+            recorded = self._run(replace(plans[patch], clean=known), prompts, more)
+        trace = recorded.trace_of(self)
+        if measure is not None:
+            logits["clean"] = trace.logits if plain is None else plain.logits
+            if trace.is_patched:
+                logits[patch] = trace.logits
+            outcome = measure.outcome(logits, patch if trace.is_patched else None)
+            trace = recorded.keep(replace(trace, outcome=outcome))
+        return trace
+
+    def _run(self, plan: Plan, prompts: Any, forward: Mapping[str, Any]) -> _Recorded:
+        """One patched pass; another thread may set `last_trace` after it."""
+        patching = Patching(self, plan)
+        with patching, same_every_time(self.wrapped_model):
+            self.wrapped_model(prompts, **forward)
+        if not patching.recorded:
+            raise InputError(NOT_TO_THE_END)
+        return patching.recorded[-1]
+
+    def _outputs_of(self, record: PassRecord) -> SourceOutputs:
+        batch, seq = record.outputs[0].code.shape[:2]
+        return SourceOutputs(self.srcs, tuple(record.outputs), batch, seq)
 
     @property
     def last_trace(self) -> Trace:
@@ -401,14 +444,12 @@ class PatchableModel:
         Raises:
             NoTraceError: There is none yet.
         """
-        if self._last_record is None:
+        if self._last is None:
             raise NoTraceError(
                 "No pass has been recorded yet. Call model.trace(tokens, corrupt=..., edges=[...]), "
                 "or run the model inside `with model.patch(...)`."
             )
-        if self._last_trace is None:
-            self._last_trace = self._trace_of(self._last_record)
-        return self._last_trace
+        return self._last.trace_of(self)
 
     def _patched_for(
         self,
@@ -494,33 +535,21 @@ class PatchableModel:
         batch, more = self.tokens_of(data), _checked_forward(forward)
         if not needs_logits:
             more = {**self.anatomy.without_logits, **more}
-        self._check_alone()
+        check_alone(self.wrapped_model, self)
         session = Session(self.wrapped_model, self.anatomy, reads=False)
-        if self._session is not None:
-            self._session.detach()
-        try:
-            session.attach()
-            with torch.no_grad():
-                self.wrapped_model(batch, **more)
-        finally:
-            session.detach()
-            if self._session is not None:
-                self._session.attach()
+        run = partial(session.during, lambda: self.wrapped_model(batch, **more))
+        with torch.no_grad(), same_every_time(self.wrapped_model):
+            unpatched(self.wrapped_model, run)
         if session.record is None:
-            raise InputError(
-                "The pass did not reach the end of the residual stream; nothing to record."
-            )
+            raise InputError(NOT_TO_THE_END)
         return session.record
 
-    def _recorded(self, record: PassRecord) -> None:
-        """Take the record of a pass that has just ended; a trace is made when one is asked for."""
-        self._last_record, self._last_trace = record, None
-
     def _trace_of(self, record: PassRecord) -> Trace:
-        batch, seq = record.outputs[0].code.shape[:2]
+        current = self._outputs_of(record)
+        batch, seq = current.batch, current.seq
         return Trace(
             graph=self.graph,
-            current=SourceOutputs(self.srcs, tuple(record.outputs), batch, seq),
+            current=current,
             plans=tuple(_fitted(plan, batch, seq) for plan in record.plans),
             tokens=record.tokens,
             recorded_logits=record.logits,
@@ -533,15 +562,6 @@ class PatchableModel:
             about=About.of(self.wrapped_model, self.cfg),
         )
 
-    def _check_alone(self) -> None:
-        """Two wrappers' patches of one destination cannot both be exact: refuse the second."""
-        other = _PATCHED_BY.get(self.wrapped_model)
-        if other is not None and other is not self:
-            raise InputError(
-                "Another wrapper of this model has a patch open. Close it first, or open both "
-                "patches on the same wrapper: contexts of one wrapper add up."
-            )
-
     def __repr__(self) -> str:
         positions = "" if self.seq_len is None else f" at {self.seq_len} positions"
         return (
@@ -550,29 +570,78 @@ class PatchableModel:
         )
 
 
+class _Recorded:
+    """The record of a pass that ran to its end, and its trace once somebody asks for it."""
+
+    def __init__(self, record: PassRecord) -> None:
+        self._record = record
+        self._trace: Trace | None = None
+
+    def trace_of(self, model: PatchableModel) -> Trace:
+        """The trace, made by the model that ran."""
+        if self._trace is None:
+            self._trace = model._trace_of(self._record)
+        return self._trace
+
+    def keep(self, trace: Trace) -> Trace:
+        """Keep this trace of it instead, which says more."""
+        self._trace = trace
+        return trace
+
+
 class Patching(AbstractContextManager[PatchableModel]):
-    """A patch that is applied while its `with` block runs. Made by `PatchableModel.patch`."""
+    """A patch that is applied while its `with` block runs. Made by `PatchableModel.patch`.
+
+    `recorded` holds the last pass that ran to its end in it, if any.
+    """
 
     def __init__(self, model: PatchableModel, plan: Plan) -> None:
         self._model = model
         self._plan: Plan | None = plan
+        self.recorded: list[_Recorded] = []
 
     def __enter__(self) -> PatchableModel:
-        if self._plan is None:
+        plan, self._plan = self._plan, None
+        if plan is None:
             raise InputError(
                 "This patch has been used; each `with` needs one of its own: call model.patch(...) "
                 "again."
             )
-        self._entered, self._plan = self._plan, None
-        self._model._enter(self._entered)
-        return self._model
+        model = self._model
+        check_alone(model.wrapped_model, model)
+        keep = partial(_keep, model, self.recorded)
+        self._open = OpenPatch(model.wrapped_model, model.anatomy, plan, model, keep)
+        # An interrupt may come before the first line of `__exit__`: then nobody holds us any more.
+        self._abandoned = finalize(self, self._open.leave)
+        try:
+            self._open.enter()
+            return model
+        except BaseException:
+            self._close()
+            raise
 
     def __exit__(self, *_error: object) -> None:
-        self._model._leave(self._entered)
+        try:
+            self._close()
+        except BaseException:
+            self._close()  # an interrupt may have come before it or in it
+            raise
+
+    def _close(self) -> None:
+        self._open.leave()
+        self._abandoned.detach()
+
+
+def _keep(model: PatchableModel, recorded: list[_Recorded], record: PassRecord) -> None:
+    """Take the record of a pass that has just ended; a trace is made when one is asked for."""
+    recorded[:] = [_Recorded(record)]
+    model._last = recorded[0]
 
 
 def _fitted(plan: Plan, batch: int, seq: int) -> Plan:
-    return replace(plan, patched=plan.patched.fitted(batch, seq)) if plan.patched else plan
+    patched = plan.patched and plan.patched.fitted(batch, seq)
+    clean = plan.clean and plan.clean.fitted(batch, seq, "clean")
+    return replace(plan, patched=patched, clean=clean)
 
 
 def _checked_forward(forward: Any) -> Mapping[str, Any]:
@@ -584,6 +653,29 @@ def _checked_forward(forward: Any) -> Mapping[str, Any]:
             f'{{"attention_mask": mask}}; got {forward!r}.'
         )
     return forward
+
+
+def _everything(plan: Plan) -> Plan:
+    """The plan that patches every edge with what this one patches in."""
+    masks = {name: torch.ones_like(mask) for name, mask in plan.full_masks().items()}
+    return replace(plan, masks=masks, named=(), live={}, heads=())
+
+
+def _check_patch(patch: Any, complement: Any, names_edges: bool, has_metric: bool) -> None:
+    if patch not in get_args(Patch):
+        raise InputError(
+            f"patch must be 'circuit', to patch the edges asked for, or 'complement', to keep these and "
+            f"patch all others; got {patch!r}."
+        )
+    if (patch == "complement" or complement) and not names_edges:
+        raise InputError(
+            "Everything but which edges is to be patched? Give the circuit as edges=, masks= or nodes=."
+        )
+    if complement and not has_metric:
+        raise InputError(
+            "complement=True measures a metric with everything else patched: give answers= or metric= "
+            "too. To trace that pass itself, use patch='complement'."
+        )
 
 
 def _check_ablation(ablation: object) -> None:

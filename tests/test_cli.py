@@ -160,7 +160,7 @@ def test_trace_at_positions_with_heads_and_tokens(capsys: Printed) -> None:
     )  # fmt: skip
     header, row = printed.splitlines()[:2]
     assert header.split()[-2:] == ["promotes", "suppresses"]
-    assert row.split()[:5] == ["A1.0->Resid", "End", "14", "to", "1.0"]
+    assert row.split()[:6] == ["A1.0->Resid", "End", "14", "14", "to", "1.0"]
     kept = ct.Trace.load("x.trace")
     assert kept.heads == ("A1.0", "A1.1", "A1.2", "A1.3")
     assert kept.edge("A0.1->MLP 0", 3).mask == 0.25

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -142,8 +143,10 @@ def test_each_context_patches_its_own_values(name: str, model: ct.PatchableModel
     assert_close(read, expected.read["A1.2.Q"], **CLOSE)
     assert trace.reconstruction_error() < 1e-5
     table = trace.table().set_index("edge")
-    assert table.loc[E2, "patched_norm"] == pytest.approx(float(values["A0.2"][0].norm()), rel=1e-4)
-    assert table.loc[E1, "patched_norm"] == pytest.approx(float(values["A0.1"][0].norm()), rel=1e-4)
+    for edge, source in ((E1, "A0.1"), (E2, "A0.2")):
+        row = table.loc[edge]
+        expected_norm = float(values[source][0, row["at"]].norm())
+        assert row["patched_norm"] == pytest.approx(expected_norm, rel=1e-4)
 
 
 OVERRIDES = {
@@ -717,3 +720,38 @@ def test_outputs_of_a_model_of_another_width_are_refused() -> None:
     wide = ct.wrap(build_hooked(d_model=12)).source_outputs(CORRUPT)
     with pytest.raises(ct.InputError, match=r"its stream is 12 wide \(d_model\), this one's 10"):
         wrapped("hooked LN").trace(CLEAN, patched=wide, edges=["A0.1->MLP 1"])
+
+
+# --- nothing to patch ------------------------------------------------------------------------------
+
+EMPTY: dict[str, Callable[[ct.PatchableModel], dict[str, Any]]] = {
+    "masks of an empty circuit": lambda m: {
+        "masks": {name: mask * 0 for name, mask in m.trace(CLEAN).masks.items()}
+    },
+    "no masks": lambda m: {"masks": {}},
+    "no edges": lambda m: {"edges": []},
+    "no nodes": lambda m: {"nodes": []},
+}
+NOT_EMPTY: dict[str, dict[str, Any]] = {
+    "an edge at mask 0": {"edges": {"A0.0->Resid End": 0.0}},
+    "a mask that learns": {
+        "masks": {"blocks.1.hook_mlp_in": torch.zeros(10, requires_grad=True)},
+    },
+    "nothing asked for": {},
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_a_pass_that_patches_nothing_is_said(case: str, model: ct.PatchableModel) -> None:
+    asked_for = EMPTY[case](model)
+    with pytest.warns(UserWarning, match="^Nothing is patched in this pass: the masks are") as said:
+        trace = model.trace(CLEAN, corrupt=CORRUPT, **asked_for)
+    assert len(said) == 1
+    assert_close(trace.logits, model(CLEAN).detach(), **CLOSE)
+
+
+@pytest.mark.parametrize("case", NOT_EMPTY)
+def test_masks_of_0_that_are_meant(case: str, model: ct.PatchableModel) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.trace(CLEAN, corrupt=CORRUPT, **NOT_EMPTY[case])

@@ -66,16 +66,17 @@ def run(options: argparse.Namespace) -> int:
     print(f"clean    {prompts.clean}  [{prompts.answers[0].strip()}]")
     print(f"corrupt  {prompts.corrupt}  [{prompts.answers[1].strip()}]\n")
     shown = report.table.rename(columns={"seq_idx": "position"})
-    columns = ["edge", "position", "token", "current_norm", "patched_norm", "cosine", "score"]
+    columns = ["edge", "position", "token", "clean_norm", "received_norm", "cosine", "score"]
     print(shown[columns].round(2).to_string(index=False))
-    clean, corrupt, patched = (report.differences[k] for k in ("clean", "corrupt", "patched"))
-    right, wrong = (answer.strip() for answer in prompts.answers)
     how = f"measured for each of {report.n_edges:,} edges"
     if report.method != "exact":
         how = f"estimated for all {report.n_edges:,} edges by integrated gradients (EAP-IG)"
     print(
-        f"\nlogit difference {right} − {wrong}: clean {clean:+.2f}, corrupt {corrupt:+.2f}; with "
-        f"these {len(report.table)} edges patched {patched:+.2f}\n"
+        f"\n{report.outcome}\n"
+        f"  That these {len(report.table)} edges, patched, turn the answer round says that it runs "
+        "through them, as through a\n  single edge near the start. Evidence for a circuit is its "
+        "faithfulness: 1 where these edges alone, all\n  others patched, keep the metric at clean, 0 "
+        "where it falls to corrupt.\n"
         f"score: its change when the edge is patched alone, {how}\n"
     )
     figures = ", ".join(map(str, (*report.pages, *report.pictures)))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from circuit_trace.demo.prompts import Prompts
 from circuit_trace.errors import FigureError, InputError
@@ -15,7 +14,7 @@ from circuit_trace.model import wrap
 from circuit_trace.plan import flat_scores
 from circuit_trace.score.circuit import circuit
 from circuit_trace.score.edges import score_edges
-from circuit_trace.trace import Trace
+from circuit_trace.trace import Outcome, Trace
 
 EXACT_UP_TO = 20_000
 """Models with up to so many edges, each position counted, have each of them patched alone; in larger
@@ -26,13 +25,13 @@ ones that is estimated by integrated gradients."""
 class Report:
     """What the demo found: the traced circuit, its table, and the files written.
 
-    `differences` are logit differences, the right answer's less the wrong one's: of the clean and the
-    corrupt prompt, and of the clean one with the circuit patched.
+    `outcome` holds logit differences, the right answer's less the wrong one's: of the clean and the
+    corrupt prompt, and of the clean one with the circuit patched and with everything else patched.
     """
 
     trace: Trace
     table: pd.DataFrame
-    differences: dict[str, float]
+    outcome: Outcome
     n_edges: int
     method: str
     saved: Path
@@ -61,19 +60,23 @@ def run_demo(
     method = "exact" if model.graph.n_edges <= EXACT_UP_TO else "eap-ig"
     data = (prompts.clean, prompts.corrupt, *prompts.answers)
     scores = score_edges(model, data, "logit_diff", method=method, bar=bar)
-    chosen = circuit(scores, n_edges=n_edges, model=model, method="greedy", prune=False)
+    chosen = circuit(scores, n_edges=n_edges, model=model, method="greedy")
 
-    clean, corrupt = (model.trace(text).logits for text in (prompts.clean, prompts.corrupt))
-    trace = model.trace(prompts.clean, corrupt=prompts.corrupt, masks=chosen)
-    answers = [int(model.tokenizer.encode(a, add_special_tokens=False)[0]) for a in prompts.answers]
-    logits = {"clean": clean, "corrupt": corrupt, "patched": trace.logits}
+    trace = model.trace(
+        prompts.clean,
+        corrupt=prompts.corrupt,
+        masks=chosen,
+        answers=prompts.answers,
+        complement=True,
+    )
+    assert trace.outcome is not None  # answers were given
     table = trace.table()
     table["score"] = flat_scores(model.graph, scores)[list(trace.edges.numbers)].tolist()
     table = table.sort_values("score", key=abs, ascending=False, ignore_index=True)
 
     saved, page = folder / "circuit.trace", folder / "explorer.html"
     trace.save(saved)
-    trace.explore(direction=answers, file_path=page)
+    trace.explore(direction=trace.outcome.answers, file_path=page)
     in_circuit = {name: score * chosen[name] for name, score in scores.items()}
     pages, pictures, no_pictures = [], [], None
     beside = {"side_by_side": True, "orientation": "v", "score_threshold": 1e-9}
@@ -89,7 +92,7 @@ def run_demo(
     return Report(
         trace,
         table,
-        {which: _difference(found, answers) for which, found in logits.items()},
+        trace.outcome,
         model.graph.n_edges,
         method,
         saved,
@@ -98,10 +101,3 @@ def run_demo(
         tuple(pictures),
         no_pictures,
     )
-
-
-def _difference(logits: Tensor | None, answers: list[int]) -> float:
-    """The logit of the right answer less that of the wrong one, at the last position."""
-    assert logits is not None
-    right, wrong = answers
-    return (logits[0, -1, right] - logits[0, -1, wrong]).item()

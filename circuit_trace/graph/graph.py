@@ -26,6 +26,7 @@ from circuit_trace.graph.grammar import (
     whole_number,
 )
 from circuit_trace.graph.nodes import DestModule, DestNode, SrcNode
+from circuit_trace.graph.shared import shared_inputs, warn_of_missed
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +147,8 @@ class Graph:
 
     def numbers(self, spec: EdgeSpec) -> Sequence[int]:
         """The numbers of what a user named: one edge, with positions a name's edge at each, with
-        globs every edge that matches.
+        globs every edge that matches. A glob for one head's inputs warns of those that are not its
+        own alone, as keys and values are not where query heads share them.
 
         Raises:
             EdgeError: As `edge`, where a glob matches nothing, and for anything that names no edge.
@@ -165,6 +167,8 @@ class Graph:
         dests = self._matching(
             read.dest, self.dest_by_name, "destination", f" in the edge {read.text!r}"
         )
+        if is_glob(read.dest):
+            warn_of_missed(self.modules, dests, own_name(read.dest), read.text)
         numbers = self._between(srcs, dests, read.seq_idx, f"the edge {read.text!r}")
         if not numbers:
             raise EdgeError(
@@ -185,15 +189,20 @@ class Graph:
 
     def numbers_into(self, spec: str | DestNode | tuple[int, str]) -> Sequence[int]:
         """The numbers of all edges that end at a destination, at those that a glob matches, or at
-        all inputs of a node ("A1.2" for its query, key and value).
+        all inputs of a node ("A1.2" for its query, key and value; shared ones are left out with a
+        warning).
 
         Raises:
             EdgeError: There is no such destination or position.
         """
         given = spec.name if isinstance(spec, DestNode) else spec
         read = read_node(given, self.dests[-1].name, "destination")
-        inputs = [dest for dest in self.dests if dest.unit == own_name(read.text)]
+        name = own_name(read.text)
+        inputs = [dest for dest in self.dests if dest.unit == name]
         dests = inputs or self._matching(read.text, self.dest_by_name, "destination", "")
+        if inputs or is_glob(name):
+            pattern = f"{name}.*" if inputs else name
+            warn_of_missed(self.modules, dests, pattern, read.text)
         return self._between(self.srcs, dests, read.seq_idx, f"the node {read.text!r}")
 
     def _between(
@@ -263,6 +272,9 @@ class Graph:
             hint = (
                 f" {name!r} can only be a {'destination' if role == 'source' else 'source'}.{hint}"
             )
+        for _, shared, own in shared_inputs(self.modules, self.dests):
+            if name == own and role == "destination":
+                hint = f" Several heads of this model share it: its name is {shared.name!r}."
         names = list(known)
         return f"{hint} The {role}s run from {names[0]!r} to {names[-1]!r}."
 

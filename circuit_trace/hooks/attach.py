@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from circuit_trace.anatomy import Point
+from circuit_trace.hooks.scope import Hook, Scope
 
 OnTensor = Callable[[Tensor], "Tensor | None"]
 """Sees the tensor that passes; what it returns, unless None, passes in its place."""
 
 
-def attach(point: Point, on_tensor: OnTensor, *, first: bool = False) -> RemovableHandle:
+def attach(scope: Scope, point: Point, on_tensor: OnTensor, *, first: bool = False) -> Hook:
     """Call `on_tensor` whenever a tensor passes the point, before or after all other hooks there.
 
     Torch's own hooks are used, not TransformerLens', so `reset_hooks` (which `run_with_cache`
@@ -23,20 +23,16 @@ def attach(point: Point, on_tensor: OnTensor, *, first: bool = False) -> Removab
     """
     if point.side == "output":
 
-        def after(module: Any, _args: Any, output: Any) -> Any:
-            if module is not point.module:  # a copy of the model took the hook along
-                return None
+        def after(_args: tuple, output: Any) -> Any:
             is_tuple = isinstance(output, tuple)
             new = _see(on_tensor, output[0] if is_tuple else output)
             if new is None:
                 return None
             return (new, *output[1:]) if is_tuple else new
 
-        return point.module.register_forward_hook(after, prepend=first)
+        return scope.after(point.module, after, first=first)
 
-    def before(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if module is not point.module:
-            return None
+    def before(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if args:
             new = _see(on_tensor, args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
@@ -44,18 +40,7 @@ def attach(point: Point, on_tensor: OnTensor, *, first: bool = False) -> Removab
         new = _see(on_tensor, kwargs[name])
         return None if new is None else (args, {**kwargs, name: new})
 
-    return point.module.register_forward_pre_hook(before, prepend=first, with_kwargs=True)
-
-
-def detach_all(handles: list[RemovableHandle]) -> None:
-    """Take hooks off again, all of them also where an interrupt (Ctrl-C) comes in between."""
-    try:
-        while handles:
-            handles[-1].remove()
-            handles.pop()
-    finally:
-        for handle in handles:
-            handle.remove()
+    return scope.before(point.module, before, first=first)
 
 
 def unflattened(tensor: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -6,13 +6,13 @@ from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from circuit_trace.anatomy import Anatomy, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode
-from circuit_trace.hooks.attach import attach, detach_all, unflattened
+from circuit_trace.hooks.attach import attach, unflattened
 from circuit_trace.hooks.delta import Delta, Scratch, add_delta, replace_heads
+from circuit_trace.hooks.scope import Scope
 
 
 def run_rows(
@@ -48,15 +48,16 @@ def run_rows(
         new = reader.project(read, delta.heads)
         return replace_heads(whole, len(site.names), delta, new).view_as(tensor)
 
-    handles: list[RemovableHandle] = []
-    try:
+    scope = Scope()
+
+    def run() -> None:
         for number, reader in enumerate(site.readers):
-            handles.append(attach(reader.point, partial(patch, number, reader), first=True))
-        handles.append(attach(site.stream, partial(keep, "stream")))
-        handles.append(attach(anatomy.logits, partial(keep, "logits")))
+            attach(scope, reader.point, partial(patch, number, reader), first=True)
+        attach(scope, site.stream, partial(keep, "stream"))
+        attach(scope, anatomy.logits, partial(keep, "logits"))
         model(tokens)
-    finally:
-        detach_all(handles)
+
+    scope.during(run)
     if len(patched) < len(site.readers) or "logits" not in seen:
         raise InputError(
             f"The input of {dest.name!r} was to be patched, but that part of the model did not run. "

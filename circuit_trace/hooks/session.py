@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from threading import get_ident
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
-from circuit_trace.hooks.attach import OnTensor, attach, detach_all, unflattened
+from circuit_trace.hooks.attach import OnTensor, attach, unflattened
 from circuit_trace.hooks.delta import (
     Delta,
     PassDeltas,
@@ -24,7 +23,10 @@ from circuit_trace.hooks.delta import (
 from circuit_trace.hooks.heads import HeadTaker, head_takers
 from circuit_trace.hooks.postnorm import take_apart
 from circuit_trace.hooks.record import PassRecord, Read, sketch
+from circuit_trace.hooks.scope import Hook, Scope, move_last
 from circuit_trace.plan import Plan, SiteOutput
+
+T = TypeVar("T")
 
 Key = tuple[int, str]
 """A point's identity: the module's and the side."""
@@ -50,7 +52,6 @@ class _Pass:
         self.codes: dict[int, Tensor] = {}
         self.before_norm: dict[int, Tensor] = {}
         self.scratch = Scratch()
-        self.thread = get_ident()
 
     def shaped(self, tensor: Tensor) -> Tensor:
         """The tensor as `[batch, seq, ...]`."""
@@ -63,7 +64,8 @@ class Session:
     `plans` are applied together, their edges being distinct. Where they touch a destination the
     patch goes first, so that a user's own hook at the same point sees, and may change, what is
     really used; records are taken last, so that they hold what was really used. `record` is the
-    last pass that ran to the end of the stream.
+    last pass that ran to the end of the stream. A session is attached once; `scope` is what its
+    hooks ask before they do anything.
     """
 
     def __init__(
@@ -79,47 +81,50 @@ class Session:
         self.anatomy = anatomy
         self.plans = plans
         self.record: PassRecord | None = None
+        self.scope = Scope()
         self._deltas = [PlanDeltas(plan) for plan in plans if plan.masks]
         self._touched = {name for plan in self._deltas for name in plan.masks}
         self._head_takers = head_takers(anatomy, {name for plan in plans for name in plan.heads})
         self._keep_reads = reads
         self._on_record = on_record
         self._recorders: dict[Key, tuple[Point, list[OnTensor]]] = {}
-        self._record_handles: list[RemovableHandle] = []
-        self._patch_handles: list[RemovableHandle] = []
+        self._record_hooks: list[Hook] = []
         self._tokens: Tensor | None = None
         self._whole: PassRecord | None = None
         self._pass: _Pass | None = None
         self._plan_recorders()
 
-    def attach(self) -> None:
-        """Put the hooks on the model; a failure half-way leaves none."""
-        try:
-            for dest in self.anatomy.dests:
-                if dest.module_name in self._touched:
-                    for reader in dest.readers:
-                        on_tensor = partial(self._patch, dest, reader)
-                        self._patch_handles.append(attach(reader.point, on_tensor, first=True))
-            for taker in self._head_takers:
-                on_tensor = partial(self._take_used, taker)
-                self._patch_handles.append(attach(taker.shown.point, on_tensor, first=True))
-            self._attach_recorders()
-            if self.anatomy.tokens is not None:
-                handle = attach(self.anatomy.tokens, self._tokens_came)
-                self._patch_handles.append(handle)
-            self._patch_handles.append(attach(self.anatomy.logits, self._logits_came))
-            self._patch_handles.append(self.model.register_forward_hook(self._on_model()))
-        except BaseException:
-            self.detach()
-            raise
+    def attach(self, thread: int | None = None) -> None:
+        """Put the hooks on the model; last of all let them act, in this thread or another.
 
-    def detach(self) -> None:
-        """Take every hook off again."""
-        try:
-            detach_all(self._patch_handles)
-        finally:
-            detach_all(self._record_handles)
-        self._pass = None
+        Whatever happens on the way, `scope.close()` takes off what is there.
+        """
+        for dest in self.anatomy.dests:
+            if dest.module_name in self._touched:
+                for reader in dest.readers:
+                    on_tensor = partial(self._patch, dest, reader)
+                    attach(self.scope, reader.point, on_tensor, first=True)
+        for taker in self._head_takers:
+            on_tensor = partial(self._take_used, taker)
+            attach(self.scope, taker.shown.point, on_tensor, first=True)
+        self._record_hooks = [
+            attach(self.scope, point, _each(callbacks))
+            for point, callbacks in self._recorders.values()
+        ]
+        if self.anatomy.tokens is not None:
+            attach(self.scope, self.anatomy.tokens, self._tokens_came)
+        attach(self.scope, self.anatomy.logits, self._logits_came)
+        self.scope.after(self.model, self._model_returned)
+        self.scope.open(thread)
+
+    def during(self, run: Callable[[], T]) -> T:
+        """What `run` returns with the hooks on the model; they go however it ends."""
+
+        def attached() -> T:
+            self.attach()
+            return run()
+
+        return self.scope.during(attached)
 
     def _plan_recorders(self) -> None:
         for number, source in enumerate(self.anatomy.sources):
@@ -142,16 +147,10 @@ class Session:
     def _add_recorder(self, point: Point, on_tensor: OnTensor) -> None:
         self._recorders.setdefault(_key(point), (point, []))[1].append(on_tensor)
 
-    def _attach_recorders(self) -> None:
-        """Attach the recording hooks behind every hook that is on the model now."""
-        detach_all(self._record_handles)
-        for point, callbacks in self._recorders.values():
-            self._record_handles.append(attach(point, _each(callbacks)))
-
     def _tokens_came(self, tokens: Tensor) -> None:
         self._tokens = tokens.detach().clone()
         self._whole = None  # what is left of a pass that failed after its stream had ended
-        self._attach_recorders()
+        move_last(self._record_hooks)  # behind hooks that were put on since
 
     def _source_wrote(self, number: int, tensor: Tensor) -> None:
         """A source site's code came by, and no norm stands before the stream."""
@@ -191,7 +190,6 @@ class Session:
     def _code(self, number: int, tensor: Tensor) -> Tensor:
         """What a site computed, `[batch, seq, node, width]`."""
         site = self.anatomy.sources[number]
-        self._check_thread()
         if self._pass is None or len(self._pass.record.outputs) != number:
             raise InputError(
                 f"This pass reached {site.names[0]!r} without running every layer before it in "
@@ -201,13 +199,6 @@ class Session:
             )
         tensor = self._pass.shaped(tensor)
         return tensor.reshape(*tensor.shape[:2], len(site.names), -1)
-
-    def _check_thread(self) -> None:
-        if self._pass is not None and self._pass.thread != get_ident():
-            raise InputError(
-                "Two threads run this model at once inside one context, and their passes cannot be "
-                "told apart. Run one after the other, or give each thread a copy of the model."
-            )
 
     def _write(self, number: int, code: Tensor, gain: Tensor | None, bias: Tensor | None) -> None:
         """A source site has written to the stream: patches may need it, and the record keeps it."""
@@ -226,7 +217,6 @@ class Session:
     def _stream_passed(self, key: Key, numbers: tuple[int, ...], tensor: Tensor) -> None:
         if self._pass is None:
             return
-        self._check_thread()
         tensor = self._pass.shaped(tensor)
         dests = [self.anatomy.dests[number] for number in numbers]
         if any(dest.module_name in self._touched for dest in dests):
@@ -241,7 +231,6 @@ class Session:
     def _take(self, taker: HeadTaker, tensor: Tensor) -> None:
         """A tensor of heads that were asked for came by."""
         if self._pass is not None:
-            self._check_thread()
             taker.take(tensor, self._pass.record.heads)
 
     def _take_used(self, taker: HeadTaker, tensor: Tensor) -> None:
@@ -260,19 +249,11 @@ class Session:
             self._whole.logits_version = None if logits.is_inference() else logits._version
             self._pass_ended()
 
-    def _on_model(self) -> Callable[..., None]:
-        """The hook on the model itself. A copy of the model takes it along; as a method it would
-        take a copy of this session along too."""
-
-        def model_returned(model: nn.Module, _args: object, _output: object) -> None:
-            if model is not self.model:
-                return
-            if self._pass is not None:  # it stopped early: nothing to record
-                stopped, self._pass = self._pass, None
-                self._check_all_patched(stopped)
-            self._pass_ended()
-
-        return model_returned
+    def _model_returned(self, _args: tuple, _output: Any) -> None:
+        if self._pass is not None:  # it stopped early: nothing to record
+            stopped, self._pass = self._pass, None
+            self._check_all_patched(stopped)
+        self._pass_ended()
 
     def _pass_ended(self) -> None:
         """A record counts when the stream has ended and nothing failed after it."""
@@ -295,7 +276,6 @@ class Session:
     def _patch(self, dest: DestSite, reader: Reader, tensor: Tensor) -> Tensor | None:
         if self._pass is None:
             return None
-        self._check_thread()
         whole = self._pass.shaped(tensor)
         delta = self._delta(dest, whole)
         if delta is None:
@@ -340,11 +320,13 @@ def _check_fits(plan: Plan, batch: int, seq: int, d_model: int) -> None:
             f"The model was wrapped with seq_len={plan.graph.seq_len}, but this pass has {seq} "
             f"positions. Wrap the model again with seq_len={seq}, or without positions."
         )
-    if plan.patched is not None:
-        plan.patched.fitted(batch, seq)
-        width = plan.patched.sites[0].d_model
+    for what, outputs in (("patched", plan.patched), ("clean", plan.clean)):
+        if outputs is None:
+            continue
+        outputs.fitted(batch, seq, what)
+        width = outputs.sites[0].d_model
         if width != d_model:
             raise InputError(
-                f"The patched outputs come from another model: its stream is {width} wide (d_model), "
+                f"The {what} outputs come from another model: its stream is {width} wide (d_model), "
                 f"this one's {d_model}."
             )

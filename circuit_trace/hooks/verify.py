@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from circuit_trace.anatomy import Anatomy, DestSite, Point
 from circuit_trace.errors import AnatomyError, CircuitTraceError
 from circuit_trace.graph import build_graph
-from circuit_trace.hooks.attach import attach, detach_all, unflattened
+from circuit_trace.hooks.attach import attach, unflattened
 from circuit_trace.hooks.record import PassRecord
 from circuit_trace.hooks.session import Session
 from circuit_trace.plan import Plan, SourceOutputs
@@ -152,11 +153,7 @@ def _unseen_readers(
     then = SourceOutputs(graph.srcs, tuple(record.outputs), batch, seq)
     every = {module.name: torch.ones(module.shape) for module in graph.modules}
     session = Session(model, anatomy, (Plan(graph, every, (), then),), reads=False)
-    try:
-        session.attach()
-        _pass(model, anatomy, example.roll(1, dims=1))
-    finally:
-        session.detach()
+    session.during(lambda: _pass(model, anatomy, example.roll(1, dims=1)))
     assert session.record is not None  # a pass as the one before
     for site, now, before in zip(
         anatomy.sources, session.record.outputs, record.outputs, strict=True
@@ -181,28 +178,22 @@ def _pass(model: nn.Module, anatomy: Anatomy, example: Tensor) -> object:
 
 def _run(model: nn.Module, anatomy: Anatomy, example: Tensor) -> _Seen:
     tensors: dict[int, Tensor] = {}
-    output: object = None
     points = {
         id(point): point
         for dest in anatomy.dests
         for point in (dest.stream, *(reader.point for reader in dest.readers))
     }
     session = Session(model, anatomy, reads=False)
-    handles = []
-    try:
-        session.attach()
+
+    def keep(number: int, tensor: Tensor) -> None:
+        tensors[number] = tensor
+
+    def run() -> object:
         for number, point in points.items():
+            attach(session.scope, point, partial(keep, number))
+        return _pass(model, anatomy, example)
 
-            def keep(tensor: Tensor, number: int = number) -> None:
-                tensors[number] = tensor
-
-            handles.append(attach(point, keep))
-        output = _pass(model, anatomy, example)
-    finally:
-        try:
-            session.detach()
-        finally:
-            detach_all(handles)
+    output = session.during(run)
     if session.record is None:
         silent = [dest.names[0] for dest in anatomy.dests if id(dest.stream) not in tensors]
         what = f"nothing passed where {silent[0]} reads it" if silent else "its end came too early"

@@ -7,6 +7,8 @@ from enum import Enum
 from jaxtyping import Float
 from torch import Tensor
 
+from circuit_trace.errors import InputError
+
 
 class AblationType(Enum):
     """The value that replaces a source's output (auto-circuit's seven, under the same names)."""
@@ -48,6 +50,19 @@ class AblationType(Enum):
         return self in (
             AblationType.TOKENWISE_MEAN_CORRUPT,
             AblationType.TOKENWISE_MEAN_CLEAN_AND_CORRUPT,
+        )
+
+
+def check_ablation(ablation: object) -> None:
+    """Refuse what is no ablation, such as the name of one.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not isinstance(ablation, AblationType):
+        raise InputError(
+            f"ablation must be an AblationType ({', '.join(a.name for a in AblationType)}); "
+            f"got {ablation!r}."
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuit_trace.errors import EdgeError, MaskError
+from circuit_trace.errors import EdgeError, MaskError, MaskWarning
 from circuit_trace.graph import (
     DestModule,
     Edge,
@@ -25,6 +25,7 @@ from circuit_trace.graph import (
     whole_number,
 )
 from circuit_trace.plan.scores import EdgeScores
+from circuit_trace.warn import warn
 
 PruneScores = dict[str, Tensor]
 """From a destination module's name to its edges' scores, `[seq?] [head?] [n_sources]`."""
@@ -37,6 +38,10 @@ NodesArg = NodeSpec | Iterable[NodeSpec] | Mapping[NodeSpec, "float | Tensor"]
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """What masks and scores are kept in; anything else becomes float32."""
+
+
+ROUNDING = 1e-6
+"""How far outside 0 to 1 a mask may be that was computed to be in it."""
 
 
 def score_shape(module: DestModule, seq_len: int | None) -> tuple[int, ...]:
@@ -198,6 +203,27 @@ def check_scores(graph: Graph, scores: object, what: str) -> PruneScores:
             )
         checked[name] = values
     return checked
+
+
+def warn_of_scores(graph: Graph, masks: PruneScores) -> None:
+    """Warn of masks below 0 or above 1, as raw scores are; while they learn they may leave that range."""
+    learns = torch.is_grad_enabled()
+    fixed = {n: mask.float() for n, mask in masks.items() if not (learns and mask.requires_grad)}
+    outside = {name: (mask - 0.5).abs() > 0.5 + ROUNDING for name, mask in fixed.items()}
+    n_outside = sum(int(where.sum()) for where in outside.values())
+    if not n_outside:
+        return
+    n_masks = sum(int(mask.count_nonzero()) for mask in fixed.values())
+    name = next(name for name, where in outside.items() if where.any())
+    first = int(outside[name].flatten().nonzero()[0])
+    warn(
+        f"{n_outside:,} of {n_masks:,} masks are outside 0 to 1, first {_edge_of(graph, name, first)} = "
+        f"{fixed[name].flatten()[first]:.4g}. A mask says how far an edge is patched, from 0 (current) "
+        "to 1 (patched); beyond, the change is exaggerated. Scores are no masks: "
+        "ct.circuit(scores, n_edges=...) makes masks of them. Where this is meant, ignore "
+        "ct.MaskWarning.",
+        MaskWarning,
+    )
 
 
 def flat_scores(graph: Graph, scores: PruneScores) -> Float[Tensor, " edge"]:

@@ -218,8 +218,8 @@ class SourceOutputs(Mapping[str, Tensor]):
     def _full(self, values: Tensor) -> Tensor:
         return values.expand(values.shape[0], self.batch, self.seq, values.shape[-1])
 
-    def fitted(self, batch: int, seq: int) -> SourceOutputs:
-        """These outputs for a pass of that shape.
+    def fitted(self, batch: int, seq: int, what: str = "patched") -> SourceOutputs:
+        """These outputs for a pass of that shape; `what` they are called where they are refused.
 
         Zeros and means are the same for every prompt, so they fit any number of them.
 
@@ -233,7 +233,7 @@ class SourceOutputs(Mapping[str, Tensor]):
         )
         if not fits:
             raise InputError(
-                f"The patched outputs ({self.ablation}) are for a batch of {self.batch} × "
+                f"The {what} outputs ({self.ablation}) are for a batch of {self.batch} × "
                 f"{self.seq} tokens, but this pass runs {batch} × {seq}. Clean and corrupt prompts "
                 "must have the same number of prompts and of tokens."
             )

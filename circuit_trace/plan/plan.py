@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +20,7 @@ from circuit_trace.plan.masks import (
     check_scores,
     mask_makers,
     score_shape,
+    warn_of_scores,
 )
 from circuit_trace.plan.outputs import SourceOutputs
 from circuit_trace.plan.scores import EdgeScores
@@ -31,7 +33,9 @@ class Plan:
     `masks` holds the touched modules only; `named` the numbers of the edges a user named one by
     one, also those at mask 0. `patched` is None where nothing is patched. A mask that is made of
     tensors that learn is made anew for each pass by its function in `live`. `heads` are those whose
-    attention is recorded.
+    attention is recorded. `clean` is what the sources write where nothing is patched, if that is
+    known. `keeps` says that what was asked for is kept and everything else patched: then `named` are
+    the edges asked for. `is_asked` tells a circuit that came out empty from none.
     """
 
     graph: Graph
@@ -40,6 +44,9 @@ class Plan:
     patched: SourceOutputs | None = None
     live: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
+    clean: SourceOutputs | None = None
+    keeps: bool = False
+    is_asked: bool = False
 
     def mask_now(self, module: str) -> Tensor:
         """A touched module's mask with the values that it has now."""
@@ -64,8 +71,20 @@ class Plan:
         return replace(self, masks=masks, live={})
 
     def edges(self) -> Edges:
-        """The edges with a mask other than 0, and those that were named one by one."""
-        return Edges(self.graph, sorted({*self.named, *self.patched_numbers()}))
+        """The edges that were asked for: those with a mask other than 0 and those named one by one,
+        or the kept ones where everything else is patched."""
+        return Edges(self.graph, sorted(self.named if self.keeps else self.touched_numbers()))
+
+    def touched_numbers(self) -> set[int]:
+        """The numbers of the edges that are patched or named."""
+        return {*self.named, *self.patched_numbers()}
+
+    def complement(self) -> Plan:
+        """The plan that keeps what this one patches, and patches everything else."""
+        rest = {name: 1 - mask for name, mask in self.full_masks().items()}
+        kept = tuple(sorted(self.touched_numbers()))
+        masks = {name: mask for name, mask in rest.items() if mask.any()}
+        return replace(self, masks=masks, named=kept, live={}, keeps=True)
 
     def patched_numbers(self) -> set[int]:
         """The numbers of the edges with a mask other than 0."""
@@ -80,7 +99,7 @@ class Plan:
 
     def without(self, other: Plan) -> Plan:
         """This plan less the edges that another one patches or names."""
-        taken = torch.tensor(list(other.edges().numbers), dtype=torch.long)
+        taken = torch.tensor(list(other.touched_numbers()), dtype=torch.long)
         masks, live = {}, {}
         for name, mask in self.masks.items():
             module = self.graph.module_by_name[name]
@@ -110,6 +129,7 @@ def make_plan(
     masks: PruneScores | None,
     nodes: NodesArg | None = None,
     heads: HeadsArg | None = None,
+    clean: SourceOutputs | None = None,
 ) -> Plan:
     """Read what a user asks to patch and to record.
 
@@ -130,16 +150,9 @@ def make_plan(
         read = check_scores(graph, masks, "The masks")
     else:
         read = {}
-    if patched is not None and not isinstance(patched, SourceOutputs):
-        raise InputError(
-            f"The patched outputs must come from model.source_outputs(...); got "
-            f"{type(patched).__name__}."
-        )
-    if patched is not None and [src.name for src in patched.srcs] != [s.name for s in graph.srcs]:
-        raise InputError(
-            f"The patched outputs come from another model: they have {len(patched)} sources, this "
-            f"model has {len(graph.srcs)}."
-        )
+    warn_of_scores(graph, read)
+    _check_outputs(graph, patched, "patched")
+    _check_outputs(graph, clean, "clean")
     # Masks that learn stay the user's own; others are copied, so that the plan stays what it is.
     touched = {
         name: mask if mask.requires_grad else mask.clone()
@@ -152,4 +165,33 @@ def make_plan(
             "model.source_outputs(corrupt), or call model.trace(tokens, corrupt=..., edges=...)."
         )
     asked = () if heads is None else head_names(graph, heads)
-    return Plan(graph, touched, tuple(named), patched, live, asked)
+    is_asked = any(one is not None for one in (edges, masks, nodes))
+    return Plan(graph, touched, tuple(named), patched, live, asked, clean, is_asked=is_asked)
+
+
+def _check_outputs(graph: Graph, outputs: object, what: str) -> None:
+    """Raise InputError where these are no outputs of this graph's sources."""
+    if outputs is None:
+        return
+    if not isinstance(outputs, SourceOutputs):
+        raise InputError(
+            f"The {what} outputs must come from model.source_outputs(...); got "
+            f"{type(outputs).__name__}."
+        )
+    if [src.name for src in outputs.srcs] != [src.name for src in graph.srcs]:
+        raise InputError(
+            f"The {what} outputs come from another model: they have {len(outputs)} sources, this "
+            f"model has {len(graph.srcs)}."
+        )
+
+
+def warn_if_empty(plan: Plan) -> None:
+    """Warn where edges, masks or nodes were asked for and they come to no edge at all, as the masks of
+    an empty circuit do. An edge named at mask 0 is one, and so is a mask that learns."""
+    if plan.is_asked and not plan.masks and not plan.named:
+        warnings.warn(
+            "Nothing is patched in this pass: the masks are all 0, as those of an empty circuit, or no "
+            "edge is named. Look at how the edges were chosen (ct.circuit(scores, n_edges=n) leaves n), "
+            "or leave edges= and masks= out to record a pass without patches.",
+            stacklevel=3,
+        )

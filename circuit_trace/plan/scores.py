@@ -21,13 +21,13 @@ class EdgeScores(dict[str, Tensor]):
     """
 
     def copy(self) -> EdgeScores:
-        """Another dict of the same tensors."""
-        return type(self)(self)
+        """Scores of the same tensors."""
+        return EdgeScores(self)
 
     __copy__ = copy
 
     def __deepcopy__(self, memo: Any) -> EdgeScores:
-        return type(self)({name: deepcopy(score, memo) for name, score in self.items()})
+        return EdgeScores({name: deepcopy(score, memo) for name, score in self.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a dict that every tool can read, and torch with `weights_only=True`."""

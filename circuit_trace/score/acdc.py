@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -198,12 +199,8 @@ class _Search:
             change = changes(run, candidates).cumsum(0)
             if len(gone):
                 change = change + changes(run, gone).sum(0)
-            session = self._others(run, gone.dest, len(candidates))
-            session.attach()
-            try:
-                total += metrics_of_rows(run, gone.dest, change).sum(1)
-            finally:
-                session.detach()
+            others = self._others(run, gone.dest, len(candidates))
+            total += others.during(partial(metrics_of_rows, run, gone.dest, change)).sum(1)
             self.n_passes += 1
         if not total.isfinite().all():
             edge = self.model.graph.edge_at(int(candidates.numbers[~total.isfinite()][0]))

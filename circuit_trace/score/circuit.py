@@ -1,26 +1,72 @@
-"""Scores → a circuit: the strongest edges, those without which nothing flows pruned."""
+"""Scores → a circuit: so many of the strongest edges that something flows along."""
 
 from __future__ import annotations
 
 import warnings
-from heapq import heappop, heappush
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-import torch
+import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuit_trace.errors import InputError, MaskError
-from circuit_trace.graph import Graph, whole_number
-from circuit_trace.plan import PruneScores, check_scores, flat_scores, unflat_scores
-from circuit_trace.score.reach import Inputs, connected, inputs_of
+from circuit_trace.errors import InputError
+from circuit_trace.graph import Edges, Graph, whole_number
+from circuit_trace.plan import PruneScores, unflat_scores
+from circuit_trace.score.ranking import CircuitMethod, RankBy, Ranking
+from circuit_trace.score.sized import size_with
+from circuit_trace.trace.rows import Rows
+from circuit_trace.trace.table import names_of
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
     from circuit_trace.trace import Trace
 
-CircuitMethod = Literal["top", "greedy"]
+WORTH_TELLING = 0.5
+"""An edge that is dropped is warned of if it is so strong, as a part of the strongest of all."""
+
+
+class Circuit(dict[str, Tensor]):
+    """The edges of a circuit as `PruneScores`: 1 in the circuit, 0 out of it. Made by `circuit`.
+
+    `n_edges` is how many there are. `dropped` are those that their scores alone would put into it, the
+    strongest first, and `dropped_scores` these scores.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        chosen: Bool[Tensor, " edge"],
+        dropped: Int[Tensor, " dropped"],
+        dropped_scores: Float[Tensor, " dropped"],
+    ) -> None:
+        super().__init__(unflat_scores(graph, chosen.float()))
+        self.n_edges = int(chosen.sum())
+        self.dropped = Edges(graph, dropped.tolist())
+        self.dropped_scores = dropped_scores
+
+    def dropped_table(self) -> pd.DataFrame:
+        """A row for each edge that was dropped: its name, its ends, its position and its score.
+
+        >>> import circuit_trace as ct
+        >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
+        >>> model = ct.wrap(ct.load_model("bundled"))
+        >>> scores = ct.exact_scores(model, (CLEAN, CORRUPT, *ANSWERS))
+        >>> ct.circuit(scores, n_edges=12)
+        <Circuit: 12 edges; 2 dropped, first 'Resid Start->A0.3.V' (-3.81)>
+        >>> ct.circuit(scores, n_edges=12).dropped_table()["edge"].tolist()
+        ['Resid Start->A0.3.V', 'A1.3->Resid End']
+        """
+        rows = Rows.of(self.dropped.graph, self.dropped)
+        return pd.DataFrame({**names_of(rows, None), "score": self.dropped_scores.numpy()})
+
+    def __repr__(self) -> str:
+        more = f"; {len(self.dropped):,} dropped, first {self._first()}" if self.dropped else ""
+        return f"<Circuit: {self.n_edges:,} edges{more}>"
+
+    def _first(self) -> str:
+        """The strongest edge that was dropped."""
+        return f"{str(self.dropped[0])!r} ({self.dropped_scores[0]:.3g})"
 
 
 def circuit(
@@ -31,9 +77,10 @@ def circuit(
     fraction: float | None = None,
     model: PatchableModel | Trace | Graph | None = None,
     method: CircuitMethod = "top",
+    rank_by: RankBy = "absolute",
     prune: bool = True,
-) -> PruneScores:
-    """Choose the edges of a circuit by |score|: 1 in the circuit, 0 out of it.
+) -> Circuit:
+    """Choose the edges of a circuit by their scores: 1 in the circuit, 0 out of it.
 
     >>> import circuit_trace as ct
     >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
@@ -41,22 +88,38 @@ def circuit(
     >>> scores = ct.exact_scores(model, (CLEAN, CORRUPT, *ANSWERS))
     >>> chosen = ct.circuit(scores, n_edges=5, method="greedy")
     >>> [str(edge) for edge in model.trace(CLEAN, corrupt=CORRUPT, masks=chosen).edges]
-    ['Resid Start->A0.0.V', 'A0.0->MLP 0', 'MLP 0->A1.0.Q', 'A1.0->Resid End']
+    ['Resid Start->A0.0.V', 'A0.0->MLP 0', 'MLP 0->A1.0.Q', 'MLP 0->A1.0.V', 'A1.0->Resid End']
+
+    All its edges are connected: each lies on a path from the start of the stream to its end. A key or
+    a value reaches later positions, all else its own.
 
     Args:
         scores: Of any graph, with positions or without; modules that are left out score 0.
-        n_edges: Take so many edges, each position counted.
-        threshold: Take the edges whose |score| is this or more.
-        fraction: Take this part of all edges, rounded down.
+        n_edges: So many edges are left, each position counted: as many of the strongest are taken as
+            connect enough of them. Where the last of these completes more paths than there is room for,
+            the weakest that can be spared go again; where everything hangs together, a shortcut is
+            taken. Edges that score 0 are taken for the whole model only. If no circuit has this size, a
+            warning says so.
+        threshold: Take the edges whose |score| is this or more (signed, whose score or -score is), less
+            those that are not connected.
+        fraction: As `n_edges`, as a part of all edges, rounded down.
         model: Whose graph the scores are for: a wrapped model, a `Trace` or a `Graph`. When omitted,
             the transformer that the scores' own names and shapes tell of.
         method: "top" takes the strongest of all edges; "greedy" goes from the end of the stream
             backwards, at each step the strongest edge into a node that is in the circuit already, as
             EAP-IG does (Hanna et al. 2024). Of equal scores the first in the graph's order is taken.
-        prune: Leave out edges that are on no path from the start of the stream to its end; the
-            circuit may then have fewer edges than were asked for; if none is left, a warning says so.
-            What is left out has no effect, but where heads share a norm before the stream (Gemma 2, OLMo
-            2): there it still moves that norm's scale.
+        rank_by: Which edges are strong. "absolute": those with the largest |score|, the default of EAP-IG
+            and MIB too. Signed, as with their `absolute=False`: "highest", the largest scores first, or
+            "lowest", the smallest (most negative). Scores by this library are the change when an edge is
+            patched, so the edges that support a logit difference are the "lowest"; EAP-IG's own files
+            score a loss, -logit difference, where they are the "highest".
+        prune: If False, take the first so many edges of the ranking, dead ends and all.
+            What pruning leaves out has no effect, but where heads share a norm before the stream (Gemma
+            2, OLMo 2): there it still moves that norm's scale.
+
+    Returns:
+        `PruneScores`, with the edges that belong to them by score alone but are not connected at this
+        size as `dropped`. If one of the strongest is among them, a warning says so.
 
     Raises:
         InputError: Not exactly one size is given, it is out of range, or another option is wrong.
@@ -67,9 +130,8 @@ def circuit(
         graph_for,
     )
 
-    check_method(method)
     graph = graph_for(scores, model)
-    flat = rankable(graph, scores)
+    ranking = Ranking.of(graph, scores, method, rank_by)
     sizes = {"n_edges": n_edges, "threshold": threshold, "fraction": fraction}
     given = {name: value for name, value in sizes.items() if value is not None}
     if len(given) != 1:
@@ -78,92 +140,19 @@ def circuit(
             f"{' and '.join(given) or 'none'}."
         )
     ((how, size),) = given.items()
-    order = ranked(graph, flat, method)
-    if how == "threshold":
-        n = _n_above(flat[order], size)
+    least = _as_threshold(size) if how == "threshold" else None
+    if least is not None:
+        chosen = ranking.above(least, prune=prune)
+        n = int((ranking.strength >= least).sum())
     else:
         n = as_n_edges(graph, size, is_fraction=how == "fraction", name=how)
-    chosen = selected(graph, order[:n], prune=prune)
-    if n > 0 and not chosen.any():
-        warnings.warn(
-            f"The circuit is empty: none of the {n:,} edges chosen lies on a path of chosen edges from "
-            "the start of the stream to its end. Choose more, or by method='greedy', which goes from "
-            "the end backwards, or keep dead ends with prune=False.",
-            stacklevel=2,
-        )
-    return unflat_scores(graph, chosen.float())
-
-
-def rankable(graph: Graph, scores: Any) -> Float[Tensor, " edge"]:
-    """The scores by the edges' numbers, if they tell edges apart.
-
-    Raises:
-        MaskError: They do not fit the graph, are not finite, or are all zero.
-    """
-    flat = flat_scores(graph, check_scores(graph, scores, "The scores"))
-    if not flat.any():
-        raise MaskError(
-            "The scores are all zero, so no edge ranks before another: are clean and corrupt prompts "
-            "the same, or does the metric look elsewhere?"
-        )
-    return flat
-
-
-def ranked(
-    graph: Graph, flat: Float[Tensor, " edge"], method: CircuitMethod
-) -> Int[Tensor, " edge"]:
-    """The numbers of the edges in the order in which a growing circuit takes them: by either method
-    the circuit of n edges is the first n."""
-    strongest = flat.abs().argsort(descending=True, stable=True)
-    return strongest if method == "top" else _greedily(graph, strongest)
-
-
-def _greedily(graph: Graph, strongest: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
-    """The edges as they are taken from the end backwards, each the strongest of those that lead to
-    a node already taken."""
-    rank = torch.empty_like(strongest)
-    rank[strongest] = torch.arange(len(strongest))
-    by_rank, per_position = strongest.tolist(), graph.n_edges_per_position
-    modules = inputs_of(graph)
-    feeding: dict[int, list[tuple[Inputs, int]]] = {}
-    for one in modules:
-        for source, slot in zip(one.sources.tolist(), one.slots.tolist(), strict=True):
-            feeding.setdefault(source, []).append((one, slot))
-    open_ranks: list[int] = []
-    opened: set[int] = set()
-
-    def open_dest(one: Inputs, slot: int, position: int) -> None:
-        n_sources = one.module.n_sources
-        first = position * per_position + one.module.offset + slot * n_sources
-        if first not in opened:
-            opened.add(first)
-            for found in rank[first : first + n_sources].tolist():
-                heappush(open_ranks, found)
-
-    for one in modules:
-        for slot in range(len(one.module.dests)) if not len(one.sources) else ():
-            for position in range(graph.seq_len or 1):
-                open_dest(one, slot, position)
-    taken, reached = [], set()
-    while open_ranks:
-        number = by_rank[heappop(open_ranks)]
-        taken.append(number)
-        position, source = number // per_position, graph.edge_at(number).src.idx
-        if (position, source) not in reached:
-            reached.add((position, source))
-            for one, slot in feeding.get(source, ()):
-                for earlier in range(position + 1) if one.across else (position,):
-                    open_dest(one, slot, earlier)
-    return torch.tensor(taken, dtype=torch.long)
-
-
-def selected(
-    graph: Graph, numbers: Int[Tensor, " chosen"], *, prune: bool
-) -> Bool[Tensor, " edge"]:
-    """Which edges are these; with `prune`, which of these are connected."""
-    kept = torch.zeros(graph.n_edges, dtype=torch.bool)
-    kept[numbers] = True
-    return connected(graph, kept) if prune else kept
+        (chosen,) = ranking.circuits([n], prune=prune)
+    asked_for = ranking.strongest[:n]
+    dropped = asked_for[~chosen[asked_for] & (ranking.scores[asked_for] != 0)]
+    found = Circuit(graph, chosen, dropped, ranking.scores[dropped])
+    if prune:
+        _tell(found, ranking, n, least)
+    return found
 
 
 def as_n_edges(graph: Graph, size: Any, *, is_fraction: bool, name: str) -> int:
@@ -185,21 +174,57 @@ def as_n_edges(graph: Graph, size: Any, *, is_fraction: bool, name: str) -> int:
     return number
 
 
-def _n_above(ranked_scores: Float[Tensor, " edge"], threshold: Any) -> int:
-    """How many edges come before the first that is weaker than the threshold. By either method none
-    that is as strong comes after it."""
+def _as_threshold(threshold: Any) -> float:
     is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
     least = float(threshold) if is_number else -1.0
     if not least >= 0:
         raise InputError(f"threshold must be a number, 0 or more; got {threshold!r}.")
-    weaker = (ranked_scores.abs() < least).nonzero()
-    return int(weaker[0]) if len(weaker) else len(ranked_scores)
+    return least
 
 
-def check_method(method: Any) -> None:
-    """Raise InputError where there is no such way to choose a circuit."""
-    if method not in get_args(CircuitMethod):
-        raise InputError(
-            f"A circuit is chosen by method {' or '.join(map(repr, get_args(CircuitMethod)))}; got "
-            f"{method!r}."
+def _tell(found: Circuit, ranking: Ranking, n_asked: int, threshold: float | None) -> None:
+    """Warn where a circuit is not what was asked for, or lacks an edge that one looks for in it."""
+    n = found.n_edges
+    if threshold is not None and n == 0 < n_asked:
+        said = (
+            f"The circuit is empty: none of the {n_asked:,} edges that score {threshold:g} or more lies "
+            "on a path of such edges from the start of the stream to its end. Lower the threshold, or "
+            "say n_edges=, how many connected edges are to be left."
         )
+    elif threshold is None and n < n_asked:
+        said = (
+            f"The circuit has {n:,} edges instead of {n_asked:,}: no more lie on a path of edges that "
+            "score other than 0 from the start of the stream to its end. Score more edges, or ask for "
+            "fewer."
+        )
+    elif threshold is None and n > n_asked:
+        said = (
+            f"The circuit has {n:,} edges instead of {n_asked:,}: no circuit of that size was found "
+            "among the edges that score other than 0, since paths are longer. Ask for more, or score "
+            "the edges that would shorten them, such as 'Resid Start->Resid End'."
+        )
+    else:
+        said = _lacking(found, ranking, n_asked)
+    if said:
+        warnings.warn(said, stacklevel=3)
+
+
+def _lacking(found: Circuit, ranking: Ranking, n_asked: int) -> str | None:
+    """What is to be said of the strongest edge that was dropped, if anything."""
+    if not found.dropped:
+        return None
+    number = found.dropped.numbers[0]
+    strength = ranking.strength[number]
+    if strength < WORTH_TELLING * ranking.strength.max():
+        return None
+    size = size_with(ranking.graph, ranking.scored, number)
+    way = (
+        "No path of edges that score other than 0 leads through it"
+        if size is None
+        else f"It is connected at n_edges={size:,}"
+    )
+    return (
+        f"Of the {n_asked:,} strongest edges the circuit lacks {len(found.dropped):,}, first "
+        f"{found._first()}: what leads from it to the end of the stream, or to it from the start, is "
+        f"too weak. {way}; the circuit's .dropped lists all."
+    )

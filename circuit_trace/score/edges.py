@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from circuit_trace.errors import InputError
+from circuit_trace.hooks import same_every_time
 from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
 from circuit_trace.progress import tqdm
 from circuit_trace.score.exact import BAR_DELAY, exact_scores
@@ -27,7 +28,6 @@ from circuit_trace.score.options import (
     read_mask_value,
     read_method,
     read_path,
-    same_every_time,
 )
 from circuit_trace.score.prompts import PromptPairs, read_batches
 from circuit_trace.score.runs import check_patched, dtype_of_scores
@@ -73,7 +73,9 @@ def score_edges(
       patched one (EAP-IG, Hanna et al. 2024, "Have Faith in Faithfulness"). The scores of the edges
       out of `Resid Start` then add up to metric(corrupt) − metric(clean), but for the error of `steps`.
     - `"eap-ig-activations"`: a mean over runs in each of which one layer's heads, or one MLP, or
-      `Resid Start`, write something between what they do and what is patched in.
+      `Resid Start`, write something between what they do and what is patched in. EAP-IG's own code puts
+      constants in that place instead, so that there no gradient passes through the site to what it
+      reads: edges into it and before it score otherwise than here.
     - `"clean-corrupted"`: the mean of the gradients at the clean and at the patched `Resid Start`.
     - `"mask-gradient"`: ∂metric/∂mask with all masks at `mask_value`; at 0 this is `"eap"`.
     - `"magnitude"`: ‖P_s − C_s‖ (over all positions where they are not told apart); no metric.
@@ -100,8 +102,9 @@ def score_edges(
         method: One of the above.
         steps: For both EAP-IG methods (others have no use for it), the number of points on the way, at
             the middle of equal parts (the midpoint rule, whose error falls as 1/steps²), or the points
-            themselves, from 0 (clean) to 1 (patched). `[1 - k / 5 for k in range(1, 6)]` are the five
-            of the paper.
+            themselves, from 0 (clean) to 1 (patched). EAP-IG's own code takes other points for the same
+            number: `[1 - k / 5 for k in range(5)]` for "eap-ig", from the patched end, never the clean
+            one; `[1 - k / 5 for k in range(1, 6)]`, those of the paper, for "eap-ig-activations".
         ablation: What is patched in; a mean over a dataset is computed once and given as `patched`.
         patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
         mask_value: Where `"mask-gradient"` takes the gradient; others have no use for it.
@@ -220,7 +223,7 @@ def _scored(task: Task, run: Method, batch: PromptPairs, number: int) -> Tensor:
             f"have {seq} tokens. Wrap it with seq_len={seq}, or without positions."
         )
     try:
-        with same_every_time(model):
+        with same_every_time(model.wrapped_model):
             scores = run(task, batch).detach().reshape(-1).cpu()
     except InputError as error:
         raise InputError(f"Batch {number}: {error}") from error
@@ -261,7 +264,7 @@ def _told_apart(task: Task, batch: PromptPairs) -> Tensor:
     """The mean metric of the clean prompts and the spread of their logits, which tell a function and
     a forward pass from others of the same name."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), same_every_time(task.model.wrapped_model):
             logits = logits_of(task.model.wrapped_model(batch.clean, **task.forward(batch)))
             value = task.metric(logits, batch, logits).double().mean()
     except InputError as error:

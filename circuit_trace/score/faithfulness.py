@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import pandas as pd
 import torch
@@ -16,18 +16,12 @@ from circuit_trace.errors import CircuitTraceError, InputError
 from circuit_trace.graph import Graph, whole_number
 from circuit_trace.plan import AblationType, PruneScores, SourceOutputs, unflat_scores
 from circuit_trace.progress import tqdm
-from circuit_trace.score.circuit import (
-    CircuitMethod,
-    as_n_edges,
-    check_method,
-    rankable,
-    ranked,
-    selected,
-)
+from circuit_trace.score.circuit import as_n_edges
 from circuit_trace.score.exact import BAR_DELAY
 from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.options import check_model
 from circuit_trace.score.prompts import read_batches
+from circuit_trace.score.ranking import CircuitMethod, RankBy, Ranking
 from circuit_trace.score.runs import PairRun, check_patched, run_pairs
 from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import name_of
@@ -43,7 +37,8 @@ ROUNDING = 1e-5
 """A metric that differs by no more than this is the same: patching every edge rounds otherwise."""
 
 MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""The fractions of all edges at which MIB measures circuits (Mueller et al. 2025)."""
+"""The fractions of all edges at which MIB measures circuits (Mueller et al. 2025). On a graph of 70,000
+edges the smallest is 70, where the curve has often ended."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +46,8 @@ class Faithfulness:
     """A metric of circuits of growing size, a number for each prompt. Made by `faithfulness`.
 
     `fractions` are the sizes asked for, as parts of all `n_all` edges, and `n_edges` how many edges
-    the circuits have, after pruning. `clean` is the metric with no edge patched, `corrupt` with every
-    edge patched.
+    the circuits have: as many, if there are so many connected ones. `clean` is the metric with no
+    edge patched, `corrupt` with every edge patched.
     """
 
     metric: str
@@ -108,6 +103,10 @@ class Faithfulness:
     def cpr(self) -> float:
         """MIB's integrated circuit performance ratio: the area under faithfulness over the circuit's
         fraction of all edges, by trapezoids between the sizes measured. Higher is better.
+
+        Whichever sizes these are, it is the same area, the better known the closer they lie. To compare
+        with MIB's numbers measure at its own, `sizes=MIB_SIZES`; its code takes so many edges and then
+        prunes, so its circuits have fewer.
 
         Raises:
             InputError: Only the circuit was patched, or a single size was measured.
@@ -179,44 +178,92 @@ class Faithfulness:
         )
 
 
+class FaithfulnessCurves(dict[str, Faithfulness]):
+    """The curves of several score sets by their names, on the same prompts. Made by `faithfulness`."""
+
+    def table(self) -> pd.DataFrame:
+        """The rows of all curves, `scores` saying whose."""
+        tables = [curve.table().assign(scores=name) for name, curve in self.items()]
+        return pd.concat(tables, ignore_index=True)
+
+    def draw(self, file_path: str | Path | None = None, **options: Any) -> go.Figure:
+        """Draw all curves in one figure; options are those of
+        `circuit_trace.visualize.draw_faithfulness`.
+
+        Raises:
+            FigureError: An option is out of range, or the file cannot be written.
+        """
+        from circuit_trace.visualize import draw_faithfulness
+
+        return draw_faithfulness(self, file_path=file_path, **options)
+
+    def __repr__(self) -> str:
+        return f"<FaithfulnessCurves: {', '.join(self)}>"
+
+
+@overload
+def faithfulness(
+    model: PatchableModel, data: Any, scores: PruneScores, metric: Metric = ..., **options: Any
+) -> Faithfulness: ...
+@overload
 def faithfulness(
     model: PatchableModel,
     data: Any,
-    scores: PruneScores,
+    scores: Mapping[str, PruneScores],
+    metric: Metric = ...,
+    **options: Any,
+) -> FaithfulnessCurves: ...
+def faithfulness(
+    model: PatchableModel,
+    data: Any,
+    scores: PruneScores | Mapping[str, PruneScores],
     metric: Metric = "logit_diff",
     *,
-    sizes: Sequence[float] | Sequence[int] = MIB_SIZES,
+    sizes: Sequence[float] | Sequence[int] | None = None,
     patch: Patch = "complement",
     circuit: CircuitMethod = "top",
+    rank_by: RankBy = "absolute",
     prune: bool = True,
     ablation: AblationType = AblationType.RESAMPLE,
     patched: SourceOutputs | None = None,
     bar: bool = True,
-) -> Faithfulness:
-    """Measure the metric of circuits of growing size, chosen by |score|: a pass per size and batch.
+) -> Faithfulness | FaithfulnessCurves:
+    """Measure the metric of circuits of growing size, chosen by score: a pass per size and batch.
 
     >>> import circuit_trace as ct
     >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
     >>> model, pairs = ct.wrap(ct.load_model("bundled")), (CLEAN, CORRUPT, *ANSWERS)
     >>> scores = ct.exact_scores(model, pairs)
-    >>> curve = ct.faithfulness(model, pairs, scores, sizes=(0, 0.2, 0.5, 1), circuit="greedy")
+    >>> curve = ct.faithfulness(model, pairs, scores, sizes=(5, 10, 20, 110), circuit="greedy")
     >>> curve.n_edges, [round(float(f), 2) for f in curve.faithfulness]
-    ((0, 22, 55, 110), [0.0, 0.34, 0.89, 1.0])
+    ((5, 10, 20, 110), [0.02, 0.07, 0.21, 1.0])
+
+    Score sets are compared on the same prompts, and in one figure:
+
+    >>> both = {"exact": scores, "eap": ct.score_edges(model, pairs)}
+    >>> curves = ct.faithfulness(model, pairs, both)
+    >>> curves["eap"].n_edges
+    (2, 2, 5, 10, 20, 50, 100, 110)
+    >>> figure = curves.draw()
 
     Args:
         model: A wrapped model.
         data: Pairs of prompts, as for `exact_scores`. Of several processes each runs all of them.
-        scores: Of the model's edges.
+        scores: Of the model's edges; or a mapping from names to several of these.
         metric: As for `exact_scores`.
-        sizes: How large the circuits are: fractions of all edges, or, where all are whole numbers,
-            numbers of edges. When omitted, MIB's.
+        sizes: How large the circuits are: numbers of edges where all are whole numbers, else fractions
+            of all edges. When omitted, 1, 2, 5, 10, 20, 50, … and all edges.
         patch: "complement" patches every edge but the circuit's, so that only it carries the clean
             prompt; "circuit" patches the circuit alone.
         circuit: As `method` of `ct.circuit`.
+        rank_by: As in `ct.circuit`: by |score|, as MIB's `absolute=True`, or by the signed score.
         prune: As in `ct.circuit`.
         ablation: What is patched in.
         patched: What is patched in, from `model.source_outputs`, instead of each batch's own.
         bar: Show a progress bar if it takes longer than two seconds.
+
+    Returns:
+        A curve; of several score sets a mapping from their names to curves.
 
     Raises:
         MaskError: The scores do not fit the model, are not finite, or are all zero.
@@ -225,17 +272,19 @@ def faithfulness(
     """
     check_model(model)
     check_patched(model, ablation, patched)
-    check_method(circuit)
     if patch not in get_args(Patch):
         raise InputError(f"patch must be 'complement' or 'circuit'; got {patch!r}.")
     graph, measure = model.graph, read_metric(metric)
     fractions, counts = _read_sizes(graph, sizes)
-    order = ranked(graph, rankable(graph, scores), circuit)
-    circuits = [selected(graph, order[:n], prune=prune) for n in counts]
+    sets = _named(scores)
+    circuits = [
+        one
+        for name, found in sets.items()
+        for one in _ranking(graph, name, found, circuit, rank_by).circuits(counts, prune=prune)
+    ]
     Share.here(model.wrapped_model).check(data)
     batches = list(read_batches(model, data))
     runs = (run_pairs(model, one, measure, ablation=ablation, patched=patched) for one in batches)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
     with tqdm(
         total=len(batches) * (len(circuits) + 1),
         desc="faithfulness",
@@ -243,25 +292,68 @@ def faithfulness(
         delay=BAR_DELAY,
         disable=not bar,
     ) as progress:
-        for run in runs:
-            corrupt = _metric(run, torch.ones(graph.n_edges, dtype=torch.bool))
+        values, clean, corrupt = _measured(runs, circuits, patch, progress)
+    name = name_of(metric).rpartition(".")[2]
+    n_sizes = len(counts)
+    curves = {}
+    for place, one in enumerate(sets):
+        here = slice(place * n_sizes, (place + 1) * n_sizes)
+        n_edges = tuple(int(chosen.sum()) for chosen in circuits[here])
+        curves[one] = Faithfulness(
+            name, patch, circuit, fractions, n_edges, graph.n_edges, values[here], clean, corrupt
+        )
+    return FaithfulnessCurves(curves) if None not in curves else curves[None]
+
+
+def _named(scores: Any) -> dict[str | None, Any]:
+    """Several score sets by their names, or one that has none.
+
+    Raises:
+        InputError: Some are named by something else than text.
+    """
+    if not isinstance(scores, Mapping) or not any(
+        isinstance(one, Mapping) for one in scores.values()
+    ):
+        return {None: scores}
+    wrong = [name for name in scores if not isinstance(name, str)]
+    if wrong:
+        raise InputError(f"Name the score sets by text, as in {{'eap': scores}}; got {wrong[0]!r}.")
+    return dict(scores)
+
+
+def _ranking(graph: Graph, name: str | None, scores: Any, *how: Any) -> Ranking:
+    try:
+        return Ranking.of(graph, scores, *how)
+    except CircuitTraceError as error:
+        if name is None:
+            raise
+        raise type(error)(f"Score set {name!r}: {error}") from error
+
+
+def _measured(
+    runs: Iterable[PairRun], circuits: Sequence[Bool[Tensor, " edge"]], patch: Patch, progress: tqdm
+) -> tuple[Float[Tensor, "circuit prompt"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    """The metric of every prompt: of each circuit, with no edge patched and with every edge patched.
+
+    Raises:
+        InputError: It is the same in the last two for all prompts, or not finite.
+    """
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for run in runs:
+        corrupt = _metric(run, torch.ones(run.model.n_edges, dtype=torch.bool))
+        progress.update()
+        values = []
+        for chosen in circuits:
+            values.append(_metric(run, chosen if patch == "circuit" else ~chosen))
             progress.update()
-            values = []
-            for chosen in circuits:
-                values.append(_metric(run, chosen if patch == "circuit" else ~chosen))
-                progress.update()
-            found.append((torch.stack(values), run.clean, corrupt))
+        found.append((torch.stack(values), run.clean, corrupt))
     values, clean, corrupt = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
     if torch.allclose(corrupt, clean, rtol=ROUNDING, atol=ROUNDING):
         raise InputError(
             "The metric of every prompt is the same with no edge patched and with every edge patched: "
             "are clean and corrupt prompts the same, or does the metric look elsewhere?"
         )
-    n_edges = tuple(int(one.sum()) for one in circuits)
-    name = name_of(metric).rpartition(".")[2]
-    return Faithfulness(
-        name, patch, circuit, fractions, n_edges, graph.n_edges, values, clean, corrupt
-    )
+    return values, clean, corrupt
 
 
 def _metric(run: PairRun, patched: Bool[Tensor, " edge"]) -> Float[Tensor, " prompt"]:
@@ -275,12 +367,25 @@ def _metric(run: PairRun, patched: Bool[Tensor, " edge"]) -> Float[Tensor, " pro
     return found
 
 
+def usual_sizes(n_all: int) -> tuple[int, ...]:
+    """Numbers of edges that are even on a logarithmic scale.
+
+    >>> usual_sizes(110)
+    (1, 2, 5, 10, 20, 50, 100, 110)
+    """
+    powers = range(len(str(n_all)))
+    steps = (10**power * digit for power in powers for digit in (1, 2, 5))
+    return (*(n for n in steps if n < n_all), n_all)
+
+
 def _read_sizes(graph: Graph, sizes: Any) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """The sizes in ascending order, as fractions of all edges and as numbers of edges.
 
     Raises:
         InputError: They are none, or out of range.
     """
+    if sizes is None:
+        sizes = usual_sizes(graph.n_edges)
     given = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else []
     if not given:
         raise InputError(

@@ -7,7 +7,6 @@ for at the readers alone (`torch.autograd.grad`), and the hooks are gone before 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +19,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
-from circuit_trace.hooks.attach import attach, detach_all, unflattened
+from circuit_trace.hooks.attach import attach, unflattened
+from circuit_trace.hooks.scope import Scope
 from circuit_trace.plan import SiteOutput
 from circuit_trace.score.metrics import PerPrompt
 from circuit_trace.score.prompts import PromptPairs
@@ -64,12 +64,13 @@ def gradients(
     """
     taps = _Taps(model.anatomy, change)
     session = Session(model.wrapped_model, model.anatomy, reads=False)
-    with ExitStack() as stack:
-        stack.callback(taps.detach)
-        stack.callback(session.detach)
-        taps.attach()
+
+    def run() -> Any:
+        taps.attach(session.scope)
         session.attach()
-        logits = logits_of(model.wrapped_model(batch.clean, **(forward or {})))
+        return model.wrapped_model(batch.clean, **(forward or {}))
+
+    logits = logits_of(session.scope.during(run))
     if session.record is None:
         raise InputError(
             "The pass did not reach the end of the residual stream, so nothing can be scored."
@@ -155,21 +156,17 @@ class _Taps:
         self._anatomy = anatomy
         self._change = change
         self._shape = (0, 0)
-        self._handles: list[Any] = []
 
-    def attach(self) -> None:
+    def attach(self, scope: Scope) -> None:
         for _dest, reader in _readers(self._anatomy):
             # Before all other hooks, where a patch would go: those see what is really used.
-            self._handles.append(attach(reader.point, partial(self._tap, reader), first=True))
+            attach(scope, reader.point, partial(self._tap, reader), first=True)
         if self._change is not None:
-            self._handles.append(attach(*self._change))
-        self._handles.append(attach(self._anatomy.sources[0].point, self._start))
+            attach(scope, *self._change)
+        attach(scope, self._anatomy.sources[0].point, self._start)
         for dest, reader in _readers(self._anatomy):
             if reader.norm is not None:
-                self._handles.append(attach(dest.stream, partial(self._pass, dest)))
-
-    def detach(self) -> None:
-        detach_all(self._handles)
+                attach(scope, dest.stream, partial(self._pass, dest))
 
     def _start(self, tensor: Tensor) -> Tensor:
         self._shape = (tensor.shape[0], tensor.shape[1])

@@ -62,7 +62,7 @@ class Task:
     def patched_into(self, batch: PromptPairs) -> SourceOutputs:
         """What is patched into a batch, of its shape."""
         found = patched_in(self.model, batch, self.ablation, self.patched, self.forward(batch))
-        return found.fitted(*batch.clean.shape[:2])
+        return found.fitted(batch.clean.shape[0], batch.clean.shape[1])
 
     def gradients(
         self, batch: PromptPairs, clean_logits: Tensor | None = None, change: Change | None = None
@@ -119,7 +119,10 @@ def _on_path(task: Task, batch: PromptPairs, path: tuple[float, ...]) -> Tensor:
 
 
 def _on_paths_of_sites(task: Task, batch: PromptPairs) -> Tensor:
-    """The gradient's mean over runs in which one site's outputs are on the way, a site at a time."""
+    """The gradient's mean over runs in which one site's outputs are on the way, a site at a time.
+
+    What is added to them leaves their own gradient as it is; EAP-IG's code replaces them, which cuts it.
+    """
     clean = _clean(task, batch)
     changes = (
         _moved(task, clean, site, point)
@@ -199,11 +202,9 @@ def _mask_gradient(task: Task, batch: PromptPairs) -> Tensor:
     }
     plan = make_plan(model.graph, patched, None, masks)
     session = Session(model.wrapped_model, model.anatomy, (plan,), reads=False)
-    session.attach()
-    try:
-        logits = logits_of(model.wrapped_model(batch.clean, **task.forward(batch)))
-    finally:
-        session.detach()
+    logits = logits_of(
+        session.during(lambda: model.wrapped_model(batch.clean, **task.forward(batch)))
+    )
     total = summed(task.metric(logits, batch, clean_logits))
     found = torch.autograd.grad(total, list(masks.values()), allow_unused=True)
     check_any(found)

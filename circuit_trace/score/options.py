@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import whole_number
@@ -16,7 +13,7 @@ from circuit_trace.score.methods import METHODS, Method
 from circuit_trace.score.prompts import PromptPairs
 
 if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
+    pass
 
 Steps = int | Sequence[float]
 """How many points of a path, or the points themselves: 0 is the clean run, 1 the patched one."""
@@ -143,22 +140,3 @@ def check_model(model: Any) -> None:
                 "The model runs its layers again in the backward pass (gradient checkpointing): call "
                 "model.eval() first."
             )
-
-
-@contextmanager
-def same_every_time(model: PatchableModel) -> Iterator[None]:
-    """Refuse passes that draw random numbers, as dropout in training mode does: a source's output
-    would be another one each time. It shows in the generators' states, however deep it is hidden.
-
-    Raises:
-        InputError: The passes that ran meanwhile have drawn some.
-    """
-    devices = {p.device for p in model.wrapped_model.parameters() if p.is_cuda}
-    before = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-    yield
-    after = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-    if not all(map(torch.equal, before, after)):
-        raise InputError(
-            "The model draws random numbers as it runs (dropout in training mode?), so no two passes "
-            "agree: call model.eval() first."
-        )

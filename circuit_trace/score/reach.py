@@ -1,7 +1,12 @@
-"""Which edges of a chosen set carry something from the start of the stream to its end.
+"""Which edges carry something from the start of the stream to its end, if the best of them are taken.
 
 A node stands at one position, or where positions are not told apart at all. An MLP passes on at its
 own position; so does a head its query; keys and values reach every later position too.
+
+Edges have ranks, the best 0. How many of the best are needed before a path is whole is the rank of the
+worst edge on it; of several paths the one on which that is least counts (the bottleneck path of
+Pollack 1960, "The Maximum Capacity Through a Network"). One walk over the modules from either end
+finds it for all nodes, and so what any number of the best edges connects.
 """
 
 from __future__ import annotations
@@ -30,11 +35,17 @@ class Inputs:
     slots: Int[Tensor, " source"]
     across: bool
 
-    def kept(self, kept: Bool[Tensor, "pos edge"]) -> Bool[Tensor, "pos dest source"]:
-        """The module's part of what is kept of all edges."""
+    def part(self, ranks: Int[Tensor, "pos edge"]) -> Int[Tensor, "pos dest source"]:
+        """The ranks of the edges into the module."""
         first = self.module.offset
-        part = kept[:, first : first + self.module.n_edges]
-        return part.view(len(kept), len(self.module.dests), self.module.n_sources)
+        part = ranks[:, first : first + self.module.n_edges]
+        return part.view(len(ranks), len(self.module.dests), self.module.n_sources)
+
+
+START = -1
+"""Better than every rank: no edge is needed to come here."""
+NEVER = torch.iinfo(torch.long).max
+"""Worse than every rank: no edges lead here."""
 
 
 @lru_cache(maxsize=4)
@@ -55,52 +66,97 @@ def inputs_of(graph: Graph) -> tuple[Inputs, ...]:
     return tuple(found)
 
 
-def fed(graph: Graph, kept: Bool[Tensor, " edge"]) -> Bool[Tensor, "pos source"]:
-    """Which sources write something that the start of the stream has a part in."""
-    rows = kept.view(graph.seq_len or 1, -1)
-    reached = torch.ones(len(rows), len(graph.srcs), dtype=torch.bool)
+@lru_cache(maxsize=4)
+def readings(graph: Graph) -> tuple[tuple[tuple[int, bool], ...], ...]:
+    """For every source, the places among all destinations of its node's inputs, and whether it sees
+    each of them at earlier positions too."""
+    found: list[list[tuple[int, bool]]] = [[] for _ in graph.srcs]
+    first = 0
     for one in inputs_of(graph):
-        reached[:, one.sources] = False
-    for one in inputs_of(graph):
-        before = reached[:, None, : one.module.n_sources]
-        entered = (one.kept(rows) & before).any(-1)[:, one.slots]
-        reached[:, one.sources] |= _from_then_on(entered) if one.across else entered
-    return reached
+        for source, slot in zip(one.sources.tolist(), one.slots.tolist(), strict=True):
+            found[source].append((first + slot, one.across))
+        first += len(one.module.dests)
+    return tuple(map(tuple, found))
 
 
-def leads_on(graph: Graph, kept: Bool[Tensor, " edge"]) -> dict[str, Bool[Tensor, "pos dest"]]:
-    """By module: which destinations belong to a node whose output the end of the stream feels."""
-    rows = kept.view(graph.seq_len or 1, -1)
-    felt = torch.zeros(len(rows), len(graph.srcs), dtype=torch.bool)
-    alive = {}
+def worst_before(graph: Graph, ranks: Int[Tensor, " edge"]) -> Int[Tensor, "pos source"]:
+    """For every source, the worst rank on the best way to it from the start of the stream."""
+    rows = ranks.view(graph.seq_len or 1, -1)
+    worst = torch.full((len(rows), len(graph.srcs)), START)
+    for one in inputs_of(graph):
+        worst[:, one.sources] = NEVER
+    for one in inputs_of(graph):
+        before = worst[:, None, : one.module.n_sources]
+        entered = torch.maximum(one.part(rows), before).amin(-1)[:, one.slots]
+        entered = _from_then_on(entered) if one.across else entered
+        worst[:, one.sources] = torch.minimum(worst[:, one.sources], entered)
+    return worst
+
+
+def worst_after(graph: Graph, ranks: Int[Tensor, " edge"]) -> dict[str, Int[Tensor, "pos dest"]]:
+    """For every destination, by module: the worst rank on the best way from what its node makes of it
+    to the end of the stream."""
+    rows = ranks.view(graph.seq_len or 1, -1)
+    worst = torch.full((len(rows), len(graph.srcs)), NEVER)
+    found = {}
     for one in reversed(inputs_of(graph)):
-        wanted = felt[:, one.sources]
+        wanted = worst[:, one.sources]
         wanted = _from_then_on(wanted.flip(0)).flip(0) if one.across else wanted
-        here = torch.zeros(len(rows), len(one.module.dests), dtype=torch.bool)
-        for place, slot in enumerate(one.slots.tolist()):
-            here[:, slot] |= wanted[:, place]
-        here |= len(one.sources) == 0  # the end itself
-        felt[:, : one.module.n_sources] |= (one.kept(rows) & here[..., None]).any(1)
-        alive[one.module.name] = here
-    return alive
+        is_end = not len(one.sources)
+        here = torch.full((len(rows), len(one.module.dests)), START if is_end else NEVER)
+        here = here.scatter_reduce(1, one.slots.expand_as(wanted), wanted, "amin")
+        through = torch.maximum(one.part(rows), here[..., None]).amin(1)
+        written = worst[:, : one.module.n_sources]
+        written.copy_(torch.minimum(written, through))
+        found[one.module.name] = here
+    return found
+
+
+def worst_from(graph: Graph, ranks: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
+    """For every edge, the worst rank on the best way that begins with it and ends at the end."""
+    return torch.maximum(ranks, _around(graph, ranks, starts=False))
+
+
+def worst_through(graph: Graph, ranks: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:
+    """For every edge, the worst rank on the best path through it: it is connected as soon as all
+    edges up to that rank are taken."""
+    return torch.maximum(ranks, _around(graph, ranks))
 
 
 def connected(graph: Graph, kept: Bool[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
     """The edges that lie on a path of kept edges from the start of the stream to its end."""
-    rows = kept.view(graph.seq_len or 1, -1)
-    reached, alive = fed(graph, kept), leads_on(graph, kept)
-    parts = [
-        one.kept(rows)
-        & reached[:, None, : one.module.n_sources]
-        & alive[one.module.name][..., None]
-        for one in inputs_of(graph)
-    ]
-    return torch.cat([part.flatten(1) for part in parts], dim=1).flatten()
+    return worst_through(graph, (~kept).long()) == 0
 
 
-def _from_then_on(happened: Bool[Tensor, "pos node"]) -> Bool[Tensor, "pos node"]:
-    """Whether it happened at this position or an earlier one."""
-    return happened.cumsum(0) > 0
+def leads_on(graph: Graph, kept: Bool[Tensor, " edge"]) -> dict[str, Bool[Tensor, "pos dest"]]:
+    """By module: which destinations belong to a node whose output the end of the stream feels."""
+    return {name: worst <= 0 for name, worst in worst_after(graph, (~kept).long()).items()}
+
+
+def would_join(graph: Graph, kept: Bool[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
+    """The edges that are not kept but alone would be connected if they were."""
+    return ~kept & (_around(graph, (~kept).long()) <= 0)
+
+
+def _around(
+    graph: Graph, ranks: Int[Tensor, " edge"], *, starts: bool = True
+) -> Int[Tensor, " edge"]:
+    """For every edge, the worst rank on the best path through it, but for its own; with `starts` from
+    the start of the stream, else from where it is."""
+    after = worst_after(graph, ranks)
+    before = worst_before(graph, ranks) if starts else None
+    parts = []
+    for one in inputs_of(graph):
+        part = after[one.module.name][..., None].expand(-1, -1, one.module.n_sources)
+        if before is not None:
+            part = torch.maximum(part, before[:, None, : one.module.n_sources])
+        parts.append(part.flatten(1))
+    return torch.cat(parts, dim=1).flatten()
+
+
+def _from_then_on(worst: Int[Tensor, "pos node"]) -> Int[Tensor, "pos node"]:
+    """The best of this position and all earlier ones."""
+    return worst.cummin(0).values
 
 
 def _whole(numbers: object) -> Int[Tensor, " source"]:

@@ -77,7 +77,7 @@ def run_pairs(
         InputError: What is to be patched in is missing or does not fit, a patch is open, or the
             metric of a clean prompt is not finite.
     """
-    if model._open:
+    if model.has_open_patch:
         raise InputError(
             "A patch is open on this model, so the clean pass would not be clean. Close it first."
         )
@@ -162,12 +162,8 @@ def masked_logits(
     """The logits of one pass with these masks, which leaves no record behind."""
     plan = make_plan(model.graph, patched, None, masks)
     session = Session(model.wrapped_model, model.anatomy, (plan,), reads=False)
-    session.attach()
-    try:
-        with torch.no_grad():
-            model.wrapped_model(tokens)
-    finally:
-        session.detach()
+    with torch.no_grad():
+        session.during(lambda: model.wrapped_model(tokens))
     assert session.record is not None
     assert session.record.logits is not None
     return session.record.logits

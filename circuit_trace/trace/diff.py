@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuit_trace.errors import CircuitTraceError, InputError
 from circuit_trace.graph import Edges
-from circuit_trace.plan import EdgesArg, Plan, select
+from circuit_trace.plan import EdgesArg, Plan, flat_scores, select
 from circuit_trace.trace.numbers import BatchIdx, edge_numbers
+from circuit_trace.trace.positions import largest_of, last_of, read_at
 from circuit_trace.trace.rows import Rows
 from circuit_trace.trace.table import names_of, top_rows
 
@@ -55,7 +57,7 @@ class TraceDiff:
             )
 
     def table(
-        self, edges: EdgesArg | Edges | None = None, *, batch_idx: BatchIdx = 0
+        self, edges: EdgesArg | Edges | None = None, *, batch_idx: BatchIdx = 0, at: Any = None
     ) -> pd.DataFrame:
         """One row per edge: what each pass had, and by how much the other differs.
 
@@ -63,12 +65,14 @@ class TraceDiff:
         other_token; mask, current_norm and received_norm of this pass, the same of the other as
         other_mask, other_current_norm and other_received_norm; current_change and received_change,
         the norms ‖other − this‖ of what the source wrote and of what the destination received. Norms
-        as in `Trace.table`.
+        are those at position `at`.
 
         Args:
             edges: The edges to list, as in `Trace.table`; when omitted those that either pass
                 patched or named, and where none did, all.
             batch_idx: An element of the batch, or "mean".
+            at: In a model wrapped without `seq_len`, the position that a row speaks of: a number,
+                "last", or "largest" (when omitted): where what it received changed most.
 
         Raises:
             EdgeError: There is no such edge.
@@ -82,15 +86,15 @@ class TraceDiff:
             None if batch_idx == "mean" else one.token_strings(batch_idx)
             for one in (self.trace, self.other)
         ]
-        columns = names_of(rows, strings[0])
-        columns["other_token"] = names_of(rows, strings[1])["token"]
+        where = self._where(rows, batch_idx, at)
+        columns = names_of(rows, strings[0], where.numpy())
+        columns["other_token"] = names_of(rows, strings[1], where.numpy())["token"]
         for prefix, one in (("", self.trace), ("other_", self.other)):
-            numbers = edge_numbers(one, rows, batch_idx)
+            numbers = edge_numbers(one, rows, batch_idx, at=where)
             for name in ("mask", "current_norm", "received_norm"):
                 columns[prefix + name] = getattr(numbers, name).numpy()
-        elements = range(self.trace.batch) if batch_idx == "mean" else [batch_idx]
-        changes = torch.stack([self._changes(rows, int(element)) for element in elements])
-        columns["current_change"], columns["received_change"] = changes.mean(0).numpy()
+        changes = [self._products(rows, b).changes(where) for b in self._elements(batch_idx)]
+        columns["current_change"], columns["received_change"] = torch.stack(changes).mean(0).numpy()
         return pd.DataFrame(columns)
 
     def top(
@@ -100,13 +104,14 @@ class TraceDiff:
         *,
         edges: EdgesArg | Edges | None = "*->*",
         batch_idx: BatchIdx = 0,
+        at: Any = None,
     ) -> pd.DataFrame:
         """The edges that changed most: the rows of `table` with the largest values in a column.
 
         Raises:
             InputError: There is no such column, or `n` is no number of rows.
         """
-        return top_rows(self.table(edges, batch_idx=batch_idx), n, by)
+        return top_rows(self.table(edges, batch_idx=batch_idx, at=at), n, by)
 
     def draw(self, **options: Any) -> go.Figure:
         """Draw both passes with `draw_difference`, which lists the options; not displayed besides."""
@@ -120,8 +125,39 @@ class TraceDiff:
         numbers = sorted({n for one in (self.trace, self.other) for n in one.edges.numbers})
         return Edges(graph, numbers) if numbers else graph.edges
 
-    def _changes(self, rows: Rows, batch_idx: int) -> Tensor:
-        """‖change‖ of what was written and of what was received, for one element of the batch.
+    def changed_most(self, rows: Rows, batch_idx: BatchIdx = 0) -> Int[Tensor, " edge"]:
+        """The position of each edge, or, where it has none of its own, that at which what its
+        destination received changed most."""
+        return self._where(rows, batch_idx, None)
+
+    def _where(self, rows: Rows, batch_idx: BatchIdx, at: Any) -> Int[Tensor, " edge"]:
+        wanted = read_at(at, self.trace.seq, self.trace.graph.seq_len)
+        elements = self._elements(batch_idx)
+        real = self.trace.real_positions[elements] & self.other.real_positions[elements]
+        if wanted is None:
+            return rows.position
+        if wanted == "largest":
+            return self._largest(rows, elements, real)
+        last = int(last_of(real).max()) if wanted == "last" else int(wanted)
+        return torch.full((len(rows),), last)
+
+    def _largest(
+        self, rows: Rows, elements: list[int], real: Bool[Tensor, "element seq"]
+    ) -> Int[Tensor, " edge"]:
+        found = [self._products(rows, element) for element in elements]
+        # Edges of one source with the same masks and plans change alike.
+        key = torch.cat([found[0].which[:, None].double(), found[0].weights], dim=1)
+        once, places = torch.unique(key, dim=0, return_inverse=True)
+        alike = [
+            _Products(one.products, once[:, 0].long(), once[:, 1:]).received() for one in found
+        ]
+        return largest_of(torch.stack(alike).mean(0), real)[places]
+
+    def _elements(self, batch_idx: BatchIdx) -> list[int]:
+        return list(range(self.trace.batch)) if batch_idx == "mean" else [int(batch_idx)]
+
+    def _products(self, rows: Rows, batch_idx: int) -> _Products:
+        """What both changes follow from, for one element of the batch.
 
         What is received is `C + m (P − C)`, so the change is `c + m' d' − m d` for the changes
         `c = C' − C`, `d = P − C` and `d' = P' − C'`: its norm follows from their six products, which
@@ -145,14 +181,9 @@ class TraceDiff:
             vectors = torch.stack([current[1] - current[0], deltas[1], -deltas[0]])
             products[number] = torch.einsum("isd,jsd->ijs", vectors, vectors)
         which = torch.tensor([place[key] for key in keys], dtype=torch.long)
-        whole = rows.position < 0
-        at = products[which, :, :, rows.position]
-        if bool(whole.all()):
-            at = products.sum(-1)[which]
-        masks = [edge_numbers(one, rows, batch_idx).mask.double() for one in both]
+        masks = [flat_scores(graph, one.masks)[rows.numbers].double() for one in both]
         weights = torch.stack([torch.ones_like(masks[0]), masks[1], masks[0]], dim=1)
-        received = torch.einsum("ei,eij,ej->e", weights, at, weights).clamp_min(0).sqrt()
-        return torch.stack([at[:, 0, 0].sqrt(), received])
+        return _Products(products, which, weights)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """What a notebook shows: what changed, as a picture."""
@@ -164,6 +195,28 @@ class TraceDiff:
 
     def __repr__(self) -> str:
         return f"<TraceDiff: {len(self._edges):,} edges of {self.trace!r} and {self.other!r}>"
+
+
+@dataclass(frozen=True, eq=False)
+class _Products:
+    """Products of the three changes for each source and plans, where each edge's are among them, and
+    the weights that an edge's received change has of the three."""
+
+    products: Float[Tensor, "key 3 3 seq"]
+    which: Int[Tensor, " edge"]
+    weights: Float[Tensor, "edge 3"]
+
+    def changes(self, at: Int[Tensor, " edge"]) -> Float[Tensor, "2 edge"]:
+        """‖change‖ of what was written and of what was received, at each edge's position."""
+        found = self.products[self.which, :, :, at]
+        received = torch.einsum("ei,eij,ej->e", self.weights, found, self.weights)
+        return torch.stack([found[:, 0, 0], received]).clamp_min(0).sqrt()
+
+    def received(self) -> Float[Tensor, "edge seq"]:
+        """‖change‖ of what was received, at every position."""
+        found = self.products[self.which]
+        square = torch.einsum("ei,eijs,ej->es", self.weights, found, self.weights)
+        return square.clamp_min(0).sqrt()
 
 
 def check_same_graph(trace: Trace, other: Trace) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuit_trace.anatomy import Unembed
@@ -20,8 +20,10 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import Edge, whole_number
 from circuit_trace.hooks.norms import LinearNorm, subtract_mean
 from circuit_trace.hooks.verify import tolerance_of
-from circuit_trace.plan import Plan
+from circuit_trace.plan import Plan, flat_scores
+from circuit_trace.trace.compare import Pair
 from circuit_trace.trace.inputs import stream_at
+from circuit_trace.trace.positions import last_of
 from circuit_trace.trace.rows import Rows
 
 if TYPE_CHECKING:
@@ -248,13 +250,18 @@ def _strings(trace: Trace, ids: Sequence[int]) -> list[str]:
 
 @torch.no_grad()
 def top_tokens(
-    trace: Trace, edges: Sequence[Edge] | Rows, batch_idx: int | str, n: int
+    trace: Trace,
+    edges: Sequence[Edge] | Rows,
+    batch_idx: int | str,
+    n: int,
+    pair: Pair | None,
+    at: Int[Tensor, " edge"],
 ) -> list[tuple[Tokens, Tokens]]:
-    """For each edge the tokens whose logits its Δ (patched − current; where nothing was patched,
-    its current output) raises most, and those it lowers most.
+    """For each edge the tokens whose logits the change of a pair raises most at its position, and
+    those it lowers most; where there is no pair, what the current output does.
 
-    At the edge's position, or at the last one where it has none; with `batch_idx="mean"` logits are
-    means over the batch.
+    None of either where the change is exactly nothing. At -1 each prompt's last position is meant;
+    with `batch_idx="mean"` logits are means over the batch.
 
     Raises:
         InputError: As `Lens.of`.
@@ -263,24 +270,39 @@ def top_tokens(
     if not len(rows):
         return []
     elements = range(trace.batch) if batch_idx == "mean" else [int(batch_idx)]
+    last = last_of(trace.real_positions)
+    masks = flat_scores(trace.graph, trace.masks)[rows.numbers].tolist()
+    masks = masks if pair is not None and "received" in pair else [0.0] * len(rows)
     plans = trace.plan_of(rows.numbers.tolist())
-    keys = list(zip(rows.src.tolist(), rows.position.tolist(), map(id, plans), strict=True))
-    vectors_of = dict(zip(keys, plans, strict=True))
+    keys = list(zip(rows.src.tolist(), at.tolist(), map(id, plans), masks, strict=True))
+    changes_of = dict(zip(keys, plans, strict=True))
     lenses = {element: Lens.of(trace, element) for element in elements}
-    vectors = {element: _changes(trace, vectors_of, element) for element in elements}
+    changes = {
+        element: _changes(trace, changes_of, element, pair, int(last[element]))
+        for element in elements
+    }
     found: list[tuple[Tokens, Tokens]] = []
-    positions = [position for _, position, _ in vectors_of]
-    for start in range(0, len(vectors_of), AT_ONCE):
+    places = list(changes_of)
+    for start in range(0, len(places), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        shares = [lenses[b].logits(vectors[b][part], positions[part]) for b in elements]
+        shares = []
+        for element in elements:
+            positions = [
+                place if place >= 0 else int(last[element]) for _, place, _, _ in places[part]
+            ]
+            shares.append(lenses[element].logits(changes[element][part], positions))
         logits = torch.stack(shares).mean(0)
+        is_change = torch.stack([changes[element][part].any(1) for element in elements]).any(0)
         most = min(n, logits.shape[1])
         up, down = logits.topk(most), (-logits).topk(most)
         for row in range(len(logits)):
+            if not is_change[row]:
+                found.append(([], []))
+                continue
             raised = _named(trace, up.indices[row].tolist(), up.values[row].tolist())
             lowered = _named(trace, down.indices[row].tolist(), (-down.values[row]).tolist())
             found.append((raised, lowered))
-    place = {key: number for number, key in enumerate(vectors_of)}
+    place = {key: number for number, key in enumerate(places)}
     return [found[place[key]] for key in keys]
 
 
@@ -288,22 +310,38 @@ def _named(trace: Trace, ids: list[int], values: list[float]) -> Tokens:
     return list(zip(_strings(trace, ids), values, strict=True))
 
 
+Key = tuple[int, int, int, float]
+"""A source, a position (-1 for the last), the plan that patches there, and the mask."""
+
+
 def _changes(
-    trace: Trace, vectors_of: Mapping[tuple[int, int, int], Plan | None], batch_idx: int
+    trace: Trace, plan_of: Mapping[Key, Plan | None], batch_idx: int, pair: Pair | None, last: int
 ) -> Float[Tensor, "row d_model"]:
-    """Δ of each source at its position, for the plan that patches it."""
-    indices = list({source: None for source, _, _ in vectors_of})
+    """The change of a pair at each key's position; where there is no pair, the current output."""
+    indices = list({source: None for source, *_ in plan_of})
     srcs = [trace.graph.srcs[source] for source in indices]
     place = {source: number for number, source in enumerate(indices)}
-    current = trace.current.vectors(srcs, batch_idx)
-    patched = {
-        id(plan): plan.patched.vectors(srcs, batch_idx)
-        for plan in {id(plan): plan for plan in vectors_of.values()}.values()
+    outputs = {id(one): one for one in (trace.current, trace.clean) if one is not None}
+    outputs |= {
+        id(plan.patched): plan.patched
+        for plan in plan_of.values()
         if plan is not None and plan.patched is not None
     }
+    vectors = {key: one.vectors(srcs, batch_idx).float() for key, one in outputs.items()}
     changes = []
-    for source, position, plan in vectors_of:
-        now = current[place[source], position].float()
-        then = patched.get(plan)
-        changes.append(now if then is None else then[place[source], position].float() - now)
+    for (source, position, _, mask), plan in plan_of.items():
+        at = place[source], position if position >= 0 else last
+        patched = trace.current if plan is None or plan.patched is None else plan.patched
+        found = {"current": vectors[id(trace.current)][at], "patched": vectors[id(patched)][at]}
+        if trace.clean is not None:
+            found["clean"] = vectors[id(trace.clean)][at]
+        found["received"] = carried(torch.tensor(mask), found["current"], found["patched"])
+        changes.append(found["current"] if pair is None else found[pair[1]] - found[pair[0]])
     return torch.stack(changes)
+
+
+def carried(mask: Tensor, current: Tensor, patched: Tensor) -> Tensor:
+    """(1 − mask) · current + mask · patched; what an edge does not carry must not show, be it
+    infinite."""
+    mixed = (1 - mask) * current + mask * patched
+    return torch.where(mask == 0, current, torch.where(mask == 1, patched, mixed))

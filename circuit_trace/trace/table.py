@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode, Edge, SrcNode, whole_number
 from circuit_trace.plan import PruneScores, check_scores, flat_scores
+from circuit_trace.trace.compare import arrow
 from circuit_trace.trace.lens import Tokens, top_tokens
 from circuit_trace.trace.numbers import BatchIdx, edge_numbers
 from circuit_trace.trace.rows import Rows
@@ -29,44 +31,64 @@ def edge_table(
     scores: PruneScores | None = None,
     effects: PruneScores | None = None,
     by_position: bool = False,
+    compare: Any = None,
+    at: Any = None,
 ) -> pd.DataFrame:
     """The rows of `Trace.table`."""
     trace.check_batch_idx(batch_idx)
     if (n := whole_number(n_tokens)) is None or n < 0:
         raise InputError(f"n_tokens must be a whole number, 0 or more; got {n_tokens!r}.")
     rows = Rows.of(trace.graph, edges, trace.seq if by_position else None)
+    if at is None and trace.graph.seq_len is None and (n or direction is not None):
+        at = "last"  # where the answer is read
+    numbers = edge_numbers(trace, rows, batch_idx, direction=direction, compare=compare, at=at)
     strings = None if batch_idx == "mean" else trace.token_strings(batch_idx)
-    columns = names_of(rows, strings)
-    numbers = edge_numbers(trace, rows, batch_idx, direction=direction)
+    columns = names_of(rows, strings, numbers.at.numpy())
     columns["mask"] = numbers.mask.numpy()
     for name, given in (("score", scores), ("effect", effects)):
         if given is not None:
             checked = check_scores(trace.graph, given, f"The {name}s")
             columns[name] = flat_scores(trace.graph, checked)[rows.numbers].numpy()
-    columns |= {
-        name: getattr(numbers, name).numpy()
-        for name in ("current_norm", "patched_norm", "delta_norm", "cosine", "received_norm")
-    }
-    for name in ("current_projection", "patched_projection"):
-        if getattr(numbers, name) is not None:
-            columns[name] = getattr(numbers, name).numpy()
+    nan = torch.full((len(rows),), float("nan"))
+    for name in (
+        "clean_norm",
+        "current_norm",
+        "patched_norm",
+        "received_norm",
+        "delta_norm",
+        "cosine",
+    ):
+        found = getattr(numbers, name)
+        if found is not None or name == "patched_norm":
+            columns[name] = (nan if found is None else found).numpy()
+    before, after = numbers.pair or (None, "current")
+    if numbers.before_projection is not None:
+        columns[f"{before}_projection"] = numbers.before_projection.numpy()
+    if numbers.after_projection is not None:
+        columns[f"{after}_projection"] = numbers.after_projection.numpy()
     if n:
-        tokens = top_tokens(trace, rows, batch_idx, n)
+        tokens = top_tokens(trace, rows, batch_idx, n, numbers.pair, numbers.at)
         columns["promotes"] = [_names(raised) for raised, _ in tokens]
         columns["suppresses"] = [_names(lowered) for _, lowered in tokens]
-    return pd.DataFrame(columns)
+    table = pd.DataFrame(columns)
+    table.columns.name = arrow(numbers.pair)
+    table.attrs["compare"] = numbers.pair
+    if trace.outcome is not None:
+        table.attrs["outcome"] = str(trace.outcome)
+    return table
 
 
-def names_of(rows: Rows, tokens: Sequence[str] | None) -> dict[str, Any]:
-    """The columns that say which edge a row is of."""
+def names_of(rows: Rows, tokens: Sequence[str] | None, at: np.ndarray) -> dict[str, Any]:
+    """The columns that say which edge a row is of, and at which position (-1 for several)."""
     srcs, dests = rows.graph.srcs, rows.graph.dests
     src, dest, position = rows.src.numpy(), rows.dest.numpy(), rows.position.numpy()
     named = {"src": _names_at(srcs, src), "dest": _names_at(dests, dest)}
     everywhere = position < 0
     # As objects: pandas' own strings cannot hold half a surrogate pair, which tokens can.
     token = np.full(len(rows), None, dtype=object)
-    if tokens is not None and not everywhere.any():
-        token = np.array(tokens, dtype=object)[position]
+    if tokens is not None:
+        token = np.array(tokens, dtype=object)[at]
+        token[at < 0] = None
     return {
         "edge": named["src"] + "->" + named["dest"],
         **named,
@@ -75,6 +97,7 @@ def names_of(rows: Rows, tokens: Sequence[str] | None) -> dict[str, Any]:
         "dest_layer": _numbers_at([node.layer for node in dests], dest),
         "dest_head": _numbers_at([node.head for node in dests], dest),
         "seq_idx": pd.arrays.IntegerArray(position.copy(), everywhere),
+        "at": pd.arrays.IntegerArray(at.copy(), at < 0),
         "token": pd.Series(token, dtype=object),
     }
 

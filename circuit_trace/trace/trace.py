@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuit_trace.anatomy import HeadTensor, Unembed
@@ -24,6 +24,7 @@ from circuit_trace.trace.heads import HeadRecord, head_record
 from circuit_trace.trace.inputs import input_of
 from circuit_trace.trace.lens import SavedLenses
 from circuit_trace.trace.numbers import BatchIdx
+from circuit_trace.trace.outcome import Outcome
 from circuit_trace.trace.reconstruct import reconstruction_error
 from circuit_trace.trace.table import edge_table, top_rows
 
@@ -40,7 +41,8 @@ class Trace:
 
     `plans` are the patches of the contexts that were open, the innermost last; `reads` and
     `biases` are what `reconstruction_error` compares; `head_tensors` is what `head` shows. `about`
-    says of which model it is.
+    says of which model it is, `real` which positions are no padding (None: all), and `outcome` how a
+    metric came out, where `trace` was asked for one.
 
     >>> import circuit_trace as ct
     >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -63,6 +65,8 @@ class Trace:
     unembed: Unembed | SavedLenses | None = None
     head_tensors: Mapping[str, Mapping[HeadTensor, Tensor]] = field(default_factory=dict)
     about: About = field(default_factory=About)
+    real: Bool[Tensor, "batch seq"] | None = None
+    outcome: Outcome | None = None
 
     @property
     def batch(self) -> int:
@@ -98,6 +102,26 @@ class Trace:
         """What was patched in (by the innermost context), None where nothing was."""
         return next((plan.patched for plan in reversed(self.plans) if plan.patched), None)
 
+    @property
+    def is_patched(self) -> bool:
+        """Whether any edge has a mask other than 0."""
+        return any(bool(mask.any()) for plan in self.plans for mask in plan.masks.values())
+
+    @property
+    def clean(self) -> SourceOutputs | None:
+        """What the sources write where nothing is patched: `trace` records it, `patch` is given it;
+        None where neither was done. In a pass that patches nothing it is what is current."""
+        if not self.is_patched:
+            return self.current
+        return next((plan.clean for plan in reversed(self.plans) if plan.clean), None)
+
+    @property
+    def real_positions(self) -> Bool[Tensor, "batch seq"]:
+        """Which positions are no padding."""
+        if self.real is None:
+            return torch.ones(self.batch, self.seq, dtype=torch.bool)
+        return self.real.cpu()
+
     @cached_property
     def masks(self) -> PruneScores:
         """The mask of every edge, 0 where it carried the current output, in `PruneScores` form."""
@@ -110,7 +134,8 @@ class Trace:
 
     @cached_property
     def edges(self) -> Edges:
-        """The edges with a mask other than 0, and those named one by one, in the graph's order."""
+        """The edges with a mask other than 0, and those named one by one, in the graph's order; where
+        everything else was patched (`patch="complement"`), the edges that were kept."""
         numbers = {number for plan in self.plans for number in plan.edges().numbers}
         return Edges(self.graph, sorted(numbers))
 
@@ -162,6 +187,8 @@ class Trace:
         scores: PruneScores | None = None,
         effects: PruneScores | None = None,
         by_position: bool = False,
+        compare: Any = None,
+        at: Any = None,
     ) -> pd.DataFrame:
         """One row per edge, and position where positions are told apart, in the graph's order.
 
@@ -174,26 +201,34 @@ class Trace:
         >>> len(trace.table("A0.*->A1.0.*")), len(trace.table("*->*"))
         (12, 110)
 
-        Columns: edge, src, dest; layer and head of the source, dest_layer and dest_head; seq_idx,
-        token, mask, current_norm, patched_norm, delta_norm, cosine, received_norm. Norms are L2
-        norms of the vector at the edge's position, or over all positions where it has none; cosine
-        is between current and patched. With `batch_idx="mean"` every number is a mean over the
-        batch.
+        Columns: edge, src, dest; layer and head of the source, dest_layer and dest_head; seq_idx, at,
+        token, mask, clean_norm (where it is known), current_norm, patched_norm, received_norm,
+        delta_norm, cosine. Norms are L2 norms of the vector at position `at`, and delta_norm and
+        cosine compare the two of `compare`, which also stand at the head of the columns
+        (`table.columns.name`). With `batch_idx="mean"` every number is a mean over the batch.
+        `table.attrs["outcome"]` says how the metric came out, where one was asked for.
 
         Args:
             edges: The edges to list: anything that `patch` takes, globs too ("*->*" for all). When
-                omitted those that were patched or named; where none was, all.
+                omitted those that were patched or named, and all where nothing was patched.
             batch_idx: An element of the batch, or "mean".
-            direction: Adds current_projection and patched_projection: dot products with a vector of
-                `d_model` numbers, or, for a pair of tokens, what the output adds to the first
-                token's logit less the second's through the final norm of this pass and `W_U`. At
-                the edge's position, or the last.
-            n_tokens: Adds promotes and suppresses: this many tokens whose logits the source's Δ
-                raises and lowers most.
+            direction: Adds the projections of the two that are compared, such as clean_projection and
+                received_projection: dot products with a vector of `d_model` numbers, or, for a pair
+                of tokens, what the output adds to the first token's logit less the second's through
+                the final norm of this pass and `W_U`.
+            n_tokens: Adds promotes and suppresses: this many tokens whose logits the change raises
+                and lowers most; none where it is exactly nothing.
             scores: Adds score, from `PruneScores` of this graph; 0 where they name none.
             effects: Adds effect, likewise.
             by_position: Give edges of all positions a row at each (for models wrapped without
                 `seq_len`).
+            compare: Two of clean, current, patched and received. When omitted clean and received; in
+                a pass that patched nothing clean and patched, and where clean is not known current
+                and patched.
+            at: In a model wrapped without `seq_len`, the position that a row speaks of: a number,
+                "last", or "largest", where that edge's change is largest (the first token, which may
+                be an attention sink, only where nothing changes elsewhere; padding never). When
+                omitted the last for projections and tokens, else the largest.
 
         Raises:
             EdgeError: There is no such edge.
@@ -201,9 +236,7 @@ class Trace:
                 be read as tokens.
             MaskError: The scores do not fit the graph.
         """
-        chosen = self.edges or self.graph.edges
-        if edges is not None:
-            chosen = select(self.graph, edges)
+        chosen = self._listed if edges is None else select(self.graph, edges)
         return edge_table(
             self,
             chosen,
@@ -213,7 +246,16 @@ class Trace:
             scores=scores,
             effects=effects,
             by_position=by_position,
+            compare=compare,
+            at=at,
         )
+
+    @property
+    def _listed(self) -> Edges:
+        """The edges that are listed unless others are asked for: where something was to be patched,
+        none but those, even if it was an empty circuit."""
+        is_asked = any(plan.is_asked for plan in self.plans)
+        return self.edges if self.edges or is_asked else self.graph.edges
 
     def edges_into(self, node: str | tuple[int, str], **options: Any) -> pd.DataFrame:
         """The table of every edge into a destination ("A1.2.Q"), those that a glob matches
@@ -252,7 +294,7 @@ class Trace:
         >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
         >>> trace = ct.wrap(ct.load_model("bundled")).trace(CLEAN, corrupt=CORRUPT)
         >>> trace.top(2, edges="*->Resid End")["src"].tolist()
-        ['MLP 1', 'MLP 0']
+        ['A1.0', 'MLP 1']
 
         Args:
             n: How many.
@@ -403,12 +445,23 @@ class Trace:
     @cached_property
     def _owned_edges(self) -> list[tuple[Plan, set[int]]]:
         """The plans that patch something in, the innermost last, and the edges of each."""
-        return [(plan, set(plan.edges().numbers)) for plan in self.plans if plan.patched]
+        return [(plan, plan.touched_numbers()) for plan in self.plans if plan.patched]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether everything but the edges asked for was patched."""
+        return any(plan.keeps for plan in self.plans)
 
     def __repr__(self) -> str:
-        patched = f"{len(self.edges):,} edges patched" if self.patched else "nothing patched"
+        patched = "nothing patched"
+        if self.is_patched or self.edges:
+            n = len(self.edges)
+            patched = f"{n:,} {'edge' if n == 1 else 'edges'} patched"
+            patched = f"all but {n:,} edges patched" if self.keeps else patched
+        outcome = "" if self.outcome is None else f"; {self.outcome}"
         return (
-            f"<Trace: batch {self.batch}, seq {self.seq}, {len(self.current)} sources, {patched}>"
+            f"<Trace: batch {self.batch}, seq {self.seq}, {len(self.current)} sources, "
+            f"{patched}{outcome}>"
         )
 
 
@@ -420,8 +473,14 @@ class EdgeFlow:
     edge: Edge
 
     @property
+    def clean(self) -> Float[Tensor, "batch seq d_model"] | None:
+        """What the source writes where nothing is patched, None where that is not known."""
+        clean = self.trace.clean
+        return None if clean is None else clean[self.edge.src.name]
+
+    @property
     def current(self) -> Float[Tensor, "batch seq d_model"]:
-        """What the source wrote in this pass."""
+        """What the source wrote in this pass, after it felt the patches before it."""
         return self.trace.current[self.edge.src.name]
 
     @property
@@ -443,6 +502,12 @@ class EdgeFlow:
         """patched − current, None where nothing was patched."""
         patched = self.patched
         return None if patched is None else patched - self.current
+
+    @property
+    def effect(self) -> Float[Tensor, "batch seq d_model"] | None:
+        """received − clean: what patching changed along this edge, None where clean is not known."""
+        clean = self.clean
+        return None if clean is None else self.received - clean
 
     @property
     def mask(self) -> float | Float[Tensor, " seq"]:
@@ -496,8 +561,14 @@ class DestFlow:
         return self.trace.edge(f"{source}->{self.dest.name}")
 
     @property
+    def clean(self) -> Float[Tensor, "n_sources batch seq d_model"] | None:
+        """What each source writes where nothing is patched, None where that is not known."""
+        found = [self[source].clean for source in self.sources]
+        return None if found[0] is None else torch.stack([one for one in found if one is not None])
+
+    @property
     def current(self) -> Float[Tensor, "n_sources batch seq d_model"]:
-        """What each source wrote in this pass."""
+        """What each source wrote in this pass, after it felt the patches before it."""
         return torch.stack([self[source].current for source in self.sources])
 
     @property
@@ -516,6 +587,12 @@ class DestFlow:
     def received(self) -> Float[Tensor, "n_sources batch seq d_model"]:
         """What it received from each: (1 − mask) · current + mask · patched."""
         return torch.stack([self[source].received for source in self.sources])
+
+    @property
+    def effect(self) -> Float[Tensor, "n_sources batch seq d_model"] | None:
+        """received − clean of each, None where clean is not known."""
+        clean = self.clean
+        return None if clean is None else self.received - clean
 
     @property
     def input(self) -> Float[Tensor, "batch seq d_model"]:

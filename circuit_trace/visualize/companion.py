@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from circuit_trace.trace import BatchIdx, Trace, edge_table
+from circuit_trace.trace import BatchIdx, Trace, arrow, edge_table
 from circuit_trace.visualize.edges import N_TOKENS, DrawnEdge, LiveStyle
 from circuit_trace.visualize.text import (
     escape,
@@ -55,14 +55,18 @@ def score_table(drawn: Sequence[DrawnEdge], titles: Sequence[str] | None) -> Tab
 
 
 _FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "at": ("at", str),
     "mask": ("mask", mask_text),
+    "clean_norm": ("‖clean‖", number),
     "current_norm": ("‖current‖", number),
     "patched_norm": ("‖patched‖", number),
-    "delta_norm": ("‖Δ‖", number),
     "received_norm": ("‖received‖", number),
+    "delta_norm": ("‖Δ‖", number),
     "cosine": ("cosine", number),
-    "current_projection": ("current projection", number),
-    "patched_projection": ("patched projection", number),
+    **{
+        f"{which}_projection": (f"{which} projection", number)
+        for which in ("clean", "current", "patched", "received")
+    },
     "promotes": ("promotes", lambda tokens: " · ".join(map(token_label, tokens))),
     "suppresses": ("suppresses", lambda tokens: " · ".join(map(token_label, tokens))),
 }
@@ -83,19 +87,28 @@ def live_table(
     """The drawn edges of a traced pass, with their scores where they are drawn for these."""
     n_tokens = N_TOKENS if style.label == "tokens" else 0
     numbers = edge_table(
-        trace, [one.edge for one in drawn], batch_idx, direction=style.direction, n_tokens=n_tokens
+        trace,
+        [one.edge for one in drawn],
+        batch_idx,
+        direction=style.direction,
+        n_tokens=n_tokens,
+        compare=style.pair,
+        at=style.at,
     )
+    if trace.graph.seq_len is not None:
+        del numbers["at"]  # it is the edge's position
+    names = {"delta_norm": f"‖Δ‖ {arrow(style.pair)}"} if style.pair else {}
     if callable(style.label):
         numbers["label"] = [one.short for one in drawn]
     scores = {"score": [mask_text(one.weight) for one in drawn]} if are_scores else {}
-    return _table(drawn, titles, scores | _cells(numbers))
+    return _table(drawn, titles, scores | _cells(numbers, names))
 
 
-def _cells(numbers: pd.DataFrame) -> dict[str, list[str]]:
+def _cells(numbers: pd.DataFrame, names: dict[str, str]) -> dict[str, list[str]]:
     columns = {}
     for column, (name, write) in _FORMATS.items():
         if column in numbers and not numbers[column].isna().all():
-            columns[name] = [write(cell) for cell in numbers[column]]
+            columns[names.get(column, name)] = [write(cell) for cell in numbers[column]]
     if "label" in numbers:
         columns["label"] = list(numbers["label"])
     return columns
@@ -112,7 +125,7 @@ def _table(
     return Table(
         tuple(map(escape, columns)),
         tuple(tuple(column) for column in columns.values()),
-        tuple(name in _NUMBERS for name in columns),
+        tuple(name in _NUMBERS or name.startswith("‖") for name in columns),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from circuit_trace.errors import FigureError, InputError
 from circuit_trace.graph import Graph
 from circuit_trace.plan import PruneScores, check_scores
-from circuit_trace.trace import BatchIdx, Trace, check_same_graph, edge_numbers
+from circuit_trace.trace import BatchIdx, Rows, Trace, check_same_graph
 from circuit_trace.visualize.draw import present
 from circuit_trace.visualize.edges import (
     APPEARED,
@@ -69,6 +69,7 @@ def draw_difference(
     names: Sequence[str] = ("before", "after"),
     width: Width | None = None,
     direction: torch.Tensor | Sequence[float] | Sequence[str] | None = None,
+    compare: Sequence[str] | None = None,
     score_threshold: float = 0.01,
     show_all_seq_pos: bool = False,
     seq_labels: Sequence[str] | None = None,
@@ -105,8 +106,10 @@ def draw_difference(
         names: What the two are called.
         width: For traces, what is compared, as in `draw_seq_graph`; None compares the masks where
             they differ, else ‖Δ‖, or ‖received‖ where nothing was patched. Anything but masks is
-            compared on the edges that either pass patched or named, or on all where there are none.
+            compared on the edges that either pass patched or named, or on all where there are none;
+            in a model without positions at the one where what the edge carries changed most.
         direction: As in `draw_seq_graph`.
+        compare: As in `draw_seq_graph`, where ‖Δ‖ or projections are compared.
         score_threshold: The smallest |value| that is shown.
         show_all_seq_pos: As in `draw_seq_graph`, and so are all that follow.
         seq_labels: A label for each position.
@@ -133,10 +136,12 @@ def draw_difference(
     titles = None
     if isinstance(before, Trace) and isinstance(after, Trace):
         titles = _titles(graph, (before, after), seq_labels, batch_idx)
-        found, firsts, seconds, what = _flows(before, after, width, direction, batch_idx)
+        found, firsts, seconds, what = _flows(before, after, width, direction, compare, batch_idx)
     else:
-        if width is not None or direction is not None:
-            raise FigureError("width and direction are for traces; scores are compared themselves.")
+        if any(one is not None for one in (width, direction, compare)):
+            raise FigureError(
+                "width, direction and compare are for traces; scores are compared themselves."
+            )
         found, firsts, seconds = _scores(graph, before, after)
         what, titles = "|score|", position_titles(graph, None, seq_labels, batch_idx)
     pairs = list(zip(firsts, seconds, strict=True))
@@ -235,7 +240,7 @@ def _scores(graph: Graph, before: Any, after: Any) -> Compared:
 
 
 def _flows(
-    before: Trace, after: Trace, width: Any, direction: Any, batch_idx: BatchIdx
+    before: Trace, after: Trace, width: Any, direction: Any, compare: Any, batch_idx: BatchIdx
 ) -> tuple[list[int], list[float], list[float], str]:
     masks = _scores(after.graph, before.masks, after.masks)
     if width is None:
@@ -249,14 +254,14 @@ def _flows(
     found = sorted({n for trace in (before, after) for n in trace.edges.numbers})
     found = found or list(range(after.graph.n_edges))
     edges = [after.graph.edge_at(n) for n in found]
+    where = before.diff(after).changed_most(Rows.of(after.graph, edges), batch_idx)
     style = LiveStyle()
     for which, trace in (("first", before), ("second", after)):
         if is_change and trace.patched is None:  # nothing was changed along any edge
             values.append([0.0] * len(edges))
             continue
-        style = live_style(trace, None, None, width, direction)
-        numbers = edge_numbers(trace, edges, batch_idx, direction=style.direction)
-        widths = widths_of(numbers, style).double()
+        style = replace(live_style(trace, None, None, width, direction, compare), at=where)
+        widths = widths_of(style.numbers(trace, edges, batch_idx), style).double()
         if not bool(widths.isfinite().all()):
             place = int(widths.isfinite().int().argmin())
             raise FigureError(
@@ -265,7 +270,13 @@ def _flows(
             )
         values.append(widths.tolist())
     name = "" if style.direction is None else style.direction.name
-    return found, values[0], values[1], WHAT_WIDTHS_SAY[width].format(direction=name)
+    first, second = style.pair or ("", "current")
+    what = WHAT_WIDTHS_SAY[width].format(direction=name, before=first, after=second)
+    if width == "projection" and style.pair is None:
+        what = f"|current along {name}|"
+    if after.graph.seq_len is None:
+        what += " at the position where what the edge carries changed most"
+    return found, values[0], values[1], what
 
 
 def _rank(values: tuple[float, float]) -> float:

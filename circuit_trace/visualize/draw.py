@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import plotly.graph_objects as go
 import torch
@@ -15,6 +15,7 @@ from circuit_trace.trace import BatchIdx, Trace
 from circuit_trace.visualize.companion import live_table, score_table
 from circuit_trace.visualize.edges import (
     CIRCUIT_LEGEND,
+    CURRENT_PROJECTION_LEGEND,
     LIVE_LEGEND,
     PROJECTION_LEGEND,
     SCORE_LEGEND,
@@ -26,12 +27,15 @@ from circuit_trace.visualize.edges import (
     hidden_counts,
     is_circuit,
     live_edges,
+    live_numbers,
     score_edges,
+    score_numbers,
 )
 from circuit_trace.visualize.notebook import show_in_ipython
 from circuit_trace.visualize.options import (
     MAX_EDGES,
     WHAT_LABELS_SAY,
+    WHAT_LONE_LABELS_SAY,
     WHAT_WIDTHS_SAY,
     ThemeName,
     check_max_edges,
@@ -78,6 +82,8 @@ def draw_seq_graph(
     label: Label | None = None,
     width: Width | None = None,
     direction: torch.Tensor | Sequence[float] | Sequence[str] | None = None,
+    compare: Sequence[str] | None = None,
+    at: int | Literal["last", "largest"] | None = None,
     max_edges: int | None = MAX_EDGES,
     table: bool = False,
     theme: ThemeName = "light",
@@ -112,17 +118,21 @@ def draw_seq_graph(
             extension, or its graph as text, .mmd (Mermaid) or .dot (Graphviz).
         batch_idx: The element of the batch whose activations are shown; "mean" for means of their
             numbers over the batch.
-        label: What is written on an edge of a traced pass: "norms" (current → patched, and Δ, the
-            norm of their difference), "cosine" (of current and patched), "projection" (on
-            `direction`), "tokens" (whose logits the source's Δ raises and lowers most, through the
-            final norm of that pass and `W_U`), "values" (the first ones), or a function of its
-            `EdgeFlow`. When omitted, norms, or what the width shows if that is a projection.
-        width: What the width of an edge of a traced pass stands for: "mask", "delta" (‖Δ‖),
-            "received" (‖received‖), or "projection": what patching the edge adds along
-            `direction`, blue where positive and red where negative.
+        label: What is written on an edge of a traced pass: "norms" (of the two that are compared, and
+            Δ, the norm of their difference), "cosine" (of the two), "projection" (on `direction`),
+            "tokens" (whose logits the change raises and lowers most, through the final norm of that
+            pass and `W_U`), "values" (the first ones), or a function of its `EdgeFlow`. When
+            omitted, norms, or what the width shows if that is a projection.
+        width: What the width of an edge of a traced pass stands for: "mask" (1 − mask where all but
+            these edges was patched), "delta" (‖Δ‖), "received" (‖received‖), or "projection": what
+            the change adds along `direction`, blue where positive and red where negative.
         direction: What outputs are projected on: a vector of `d_model` numbers (a dot product), or
             two tokens, `(" Mary", " John")` or their ids, for what an output adds to the first's
-            logit less the second's, through the final norm of that pass and `W_U`.
+            logit less the second's, through the final norm of that pass and `W_U`. When omitted, the
+            answers that the pass was traced with.
+        compare: As in `Trace.table`: two of clean, current, patched and received; when omitted clean
+            and received where the pass knows both.
+        at: As in `Trace.table`: the position that numbers are taken at in a model without positions.
         max_edges: At most so many edges are drawn, the widest, and of equally wide ones those that
             change most; the others are counted beside the diagrams. None draws all.
         table: List every drawn edge with its numbers below the diagrams.
@@ -145,7 +155,7 @@ def draw_seq_graph(
     if side_by_side:
         check_side_by_side(trace, prune_scores, width)
     scores_alone = None if side_by_side else prune_scores
-    style = live_style(trace, scores_alone, label, width, direction)
+    style = live_style(trace, scores_alone, label, width, direction, compare, at)
     colors = theme_named(theme)
     drawn = _drawn(graph, trace, prune_scores, score_threshold, batch_idx, style, max_edges)
     titles = position_titles(graph, trace, seq_labels, batch_idx)
@@ -154,14 +164,12 @@ def draw_seq_graph(
     if prune_scores is None:
         assert trace is not None
         note = _live_note(trace, drawn, score_threshold, style, batch_idx)
-        legend = PROJECTION_LEGEND if style.width == "projection" else LIVE_LEGEND
-        weights = trace.masks
+        legend = legend_of(style)
         if table and drawn:
             companion = live_table(trace, drawn, titles, batch_idx, style)
     else:
         note = _score_note(drawn, score_threshold)
         legend = CIRCUIT_LEGEND if is_circuit([one.weight for one in drawn]) else SCORE_LEGEND
-        weights = prune_scores
         if table and drawn:
             companion = score_table(drawn, titles)
     if side_by_side and trace is not None and drawn:
@@ -172,16 +180,22 @@ def draw_seq_graph(
             companion = live_table(trace, drawn, titles, batch_idx, style, are_scores=True)
     hidden = {}
     if len(drawn) == max_edges:
-        hidden = hidden_counts(graph, weights, score_threshold, drawn)
+        shown_numbers = (
+            live_numbers(trace, score_threshold)
+            if prune_scores is None and trace is not None
+            else score_numbers(graph, prune_scores, score_threshold)
+        )
+        hidden = hidden_counts(graph, shown_numbers, drawn)
     if hidden:
         note += (
             f" Not drawn: {sum(hidden.values()):,} edges that rank lower (max_edges={max_edges})."
         )
-    if prune_scores is None and trace is not None:
+    if prune_scores is None and trace is not None and not trace.keeps:
         n_below = len(trace.edges) - len(drawn) - sum(hidden.values())
         if n_below > 0:
             note += (
-                f" Below the threshold of {mask_text(score_threshold)}: {n_below:,} patched edges."
+                f" Below the threshold of {mask_text(score_threshold)}: {n_below:,} patched "
+                f"{'edge' if n_below == 1 else 'edges'}."
             )
     diagram = build_diagram(
         graph,
@@ -223,6 +237,8 @@ def net_viz(
     label: Label | None = None,
     width: Width | None = None,
     direction: torch.Tensor | Sequence[float] | Sequence[str] | None = None,
+    compare: Sequence[str] | None = None,
+    at: int | Literal["last", "largest"] | None = None,
     max_edges: int | None = MAX_EDGES,
     theme: ThemeName = "light",
 ) -> tuple[go.Sankey, int]:
@@ -249,6 +265,8 @@ def net_viz(
         label: As in `draw_seq_graph`; Plotly shows it on hover.
         width: As in `draw_seq_graph`.
         direction: As in `draw_seq_graph`.
+        compare: As in `draw_seq_graph`.
+        at: As in `draw_seq_graph`.
         max_edges: As in `draw_seq_graph`; the others are left out.
         theme: As in `draw_seq_graph`.
 
@@ -262,7 +280,7 @@ def net_viz(
     bottom, top = interval(vert_interval)
     check_size(size)
     graph, trace = source(model, prune_scores)
-    style = live_style(trace, prune_scores, label, width, direction)
+    style = live_style(trace, prune_scores, label, width, direction, compare, at)
     wanted = {number for edge in seq_edges for number in graph.numbers(edge)}
     seq_idx = chosen_position(graph, wanted, seq_idx)
     per_position = graph.n_edges_per_position
@@ -312,31 +330,59 @@ def _live_note(
             why = (
                 " Nothing was patched in this pass; score_threshold=0 and width='received' draw it."
             )
-        return f"No edge has |mask| ≥ {mask_text(threshold)}.{why}"
+        return _outcome_note(trace) + f"No edge has |mask| ≥ {mask_text(threshold)}.{why}"
     direction = escape(style.direction.name) if style.direction is not None else ""
     what = ""
     if isinstance(style.label, str):
         of_equals = ", of equals those that change most"
         what = f" On {_which(drawn, of_equals)}: {_labels_say(trace, style)}."
-    width = WHAT_WIDTHS_SAY[style.width].format(direction=direction)
-    if style.width == "projection" and not trace.patched:
-        width = f"|current along {direction}|"
+    width = "1 − mask" if trace.keeps and style.width == "mask" else WHAT_WIDTHS_SAY[style.width]
+    before, after = style.pair or ("", "current")
+    if style.width == "projection" and style.pair is None:
+        width = "|current along {direction}|"
+    width = width.format(direction=direction, before=before, after=after)
+    if all(one.weight == 0 for one in drawn):
+        width += " is 0 on every edge, so all are drawn as thin as can be"
     if direction and "projection" not in (style.label, style.width):
         what += f" Projections: on {direction}."
-    return f"Width: {width}.{what}{_batch_note(trace, batch_idx)}"
+    kept = ""
+    if trace.keeps:
+        kept = f" These {len(trace.edges):,} edges are kept, all others patched."
+    return f"{_outcome_note(trace)}Width: {width}.{what}{kept}{_batch_note(trace, batch_idx)}"
+
+
+def _outcome_note(trace: Trace) -> str:
+    return "" if trace.outcome is None else f"{escape(str(trace.outcome))}. "
+
+
+def legend_of(style: LiveStyle) -> tuple[tuple[str, str], ...]:
+    """What the colours of a traced pass mean."""
+    if style.width != "projection":
+        return LIVE_LEGEND
+    assert style.direction is not None
+    direction = escape(style.direction.name)
+    legend = CURRENT_PROJECTION_LEGEND if style.pair is None else PROJECTION_LEGEND
+    return tuple((color, said.format(direction=direction)) for color, said in legend)
 
 
 def _labels_say(trace: Trace, style: LiveStyle) -> str:
     if not isinstance(style.label, str):
         return "its label"
-    if style.label == "norms" and not trace.patched:
-        return "‖current‖ of what its source wrote"
+    names = WHAT_LONE_LABELS_SAY if style.pair is None else WHAT_LABELS_SAY
+    before, after = style.pair or ("", "current")
+    direction = "" if style.direction is None else escape(style.direction.name)
+    said = names[style.label].format(before=before, after=after, direction=direction)
+    if trace.graph.seq_len is None:
+        said += f", {_WHERE.get(style.at, f'at position {style.at}')}"
     is_mixed = any(bool(((mask != 0) & (mask != 1)).any()) for mask in trace.masks.values())
-    return WHAT_LABELS_SAY[style.label].format(
-        mask=" (mask)" if is_mixed else "",
-        direction="" if style.direction is None else escape(style.direction.name),
-        what="patched − current" if trace.patched else "what its source wrote",
-    )
+    return said + ("; its mask in brackets" if is_mixed else "")
+
+
+_WHERE: dict[Any, str] = {
+    None: "at the position (@) of its largest change",
+    "largest": "at the position (@) of its largest change",
+    "last": "at the last position (@)",
+}
 
 
 def _batch_note(trace: Trace, batch_idx: BatchIdx) -> str:

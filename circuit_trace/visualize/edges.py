@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,8 +16,10 @@ from circuit_trace.trace import (
     Direction,
     EdgeFlow,
     EdgeNumbers,
+    Pair,
     Tokens,
     Trace,
+    arrow,
     edge_numbers,
     top_tokens,
 )
@@ -51,9 +54,14 @@ LIVE_LEGEND = (
     (CURRENT, "current (mask 0)"),
 )
 PROJECTION_LEGEND = (
-    (POSITIVE, "adds along the direction"),
-    (NEGATIVE, "takes away"),
-    (ZERO, "nothing"),
+    (POSITIVE, "the change adds along {direction}"),
+    (NEGATIVE, "the change takes away along {direction}"),
+    (ZERO, "no change along it"),
+)
+CURRENT_PROJECTION_LEGEND = (
+    (POSITIVE, "points along {direction}"),
+    (NEGATIVE, "points against {direction}"),
+    (ZERO, "neither"),
 )
 SCORE_LEGEND = ((POSITIVE, "positive score"), (NEGATIVE, "negative score"), (ZERO, "zero"))
 CIRCUIT_LEGEND = ((POSITIVE, "in the circuit"),)
@@ -80,12 +88,20 @@ Width = Literal["mask", "delta", "received", "projection"]
 
 @dataclass(frozen=True, eq=False)
 class LiveStyle:
-    """What the edges of a traced pass say and how wide they are, and what outputs are projected
-    on."""
+    """What the edges of a traced pass say and how wide they are, what outputs are projected on, which
+    two are compared, and at which position of a model without positions (see `edge_numbers`)."""
 
     label: Label = "norms"
     width: Width = "mask"
     direction: Direction | None = None
+    pair: Pair | None = None
+    at: Any = None
+
+    def numbers(
+        self, trace: Trace, edges: Sequence[Edge], batch_idx: BatchIdx, n_values: int = 0
+    ) -> EdgeNumbers:
+        """The numbers of some edges, as this style looks at them."""
+        return edge_numbers(trace, edges, batch_idx, n_values, self.direction, self.pair, self.at)
 
 
 PLAIN = LiveStyle()
@@ -136,16 +152,20 @@ def _of(
 
 
 def hidden_counts(
-    graph: Graph, scores: PruneScores, threshold: float, drawn: Sequence[DrawnEdge]
+    graph: Graph, found: Sequence[int], drawn: Sequence[DrawnEdge]
 ) -> dict[int | None, int]:
-    """How many edges of each position reach the threshold but are not drawn."""
-    found, _ = numbers_above(graph, check_scores(graph, scores, "The prune scores"), threshold)
+    """How many of the edges with these numbers are not drawn, at each position."""
     numbers = torch.tensor(found, dtype=torch.long)
     shown = torch.tensor([graph.number(one.edge) for one in drawn], dtype=torch.long)
     positions = numbers[~torch.isin(numbers, shown)] // graph.n_edges_per_position
     counts = torch.bincount(positions, minlength=graph.seq_len or 1).tolist()
     is_whole = graph.seq_len is None
     return {None if is_whole else at: count for at, count in enumerate(counts) if count}
+
+
+def score_numbers(graph: Graph, scores: PruneScores | None, threshold: float) -> list[int]:
+    """The numbers of the edges whose |score| reaches the threshold."""
+    return numbers_above(graph, check_scores(graph, scores, "The prune scores"), threshold)[0]
 
 
 def is_circuit(weights: Sequence[float]) -> bool:
@@ -190,15 +210,23 @@ def live_edges(
     max_edges: int | None = None,
     among: Set[int] | None = None,
 ) -> list[DrawnEdge]:
-    """The edges of a traced pass whose |mask| reaches the threshold, and those named at mask 0,
-    labelled with what flowed along them. Too many are cut down to those of the highest ranks."""
-    above, _ = numbers_above(trace.graph, trace.masks, threshold)
-    found = sorted({*above, *_named_at_zero(trace)})
+    """The edges of a traced pass whose |mask| reaches the threshold, and those named at mask 0, or
+    those kept where all else was patched, labelled with what flowed along them. Too many are cut down
+    to those of the highest ranks."""
+    found = live_numbers(trace, threshold)
     edges = [trace.graph.edge_at(one) for one in found if among is None or one in among]
     if max_edges is not None and len(edges) > max_edges:
-        numbers = edge_numbers(trace, edges, batch_idx, direction=style.direction)
-        edges = [edges[place] for place in strongest(_ranks(numbers, style), max_edges)]
+        ranks = _ranks(style.numbers(trace, edges, batch_idx), style)
+        edges = [edges[place] for place in strongest(ranks, max_edges)]
     return label_live(trace, edges, batch_idx, style)
+
+
+def live_numbers(trace: Trace, threshold: float) -> list[int]:
+    """The numbers of the edges of a traced pass that a picture shows."""
+    if trace.keeps:
+        return list(trace.edges.numbers)
+    above, _ = numbers_above(trace.graph, trace.masks, threshold)
+    return sorted({*above, *_named_at_zero(trace)})
 
 
 def _named_at_zero(trace: Trace) -> set[int]:
@@ -210,7 +238,7 @@ def _named_at_zero(trace: Trace) -> set[int]:
 def _ranks(numbers: EdgeNumbers, style: LiveStyle) -> torch.Tensor:
     """The widths, and by a hair those that change more before those that change less."""
     widths = widths_of(numbers, style).double().abs().nan_to_num(0.0, 0.0, 0.0)
-    change = numbers.current_norm if numbers.patched_values is None else numbers.delta_norm
+    change = numbers.current_norm if numbers.pair is None else numbers.delta_norm
     change = change.double().nan_to_num(0.0, 0.0, 0.0)
     return widths + 1e-9 * widths.max().clamp_min(1e-9) * change / change.max().clamp_min(1e-30)
 
@@ -221,20 +249,24 @@ def label_live(
     """Label edges with their norms, the first values of what is shown, and their mask."""
     if not edges:
         return []
-    numbers = edge_numbers(trace, edges, batch_idx, N_VALUES, style.direction)
-    values = numbers.received_values.tolist()
+    numbers = style.numbers(trace, edges, batch_idx, N_VALUES)
+    values, at = numbers.received_values.tolist(), numbers.at.tolist()
     total = trace.current.sites[0].d_model
     widths = torch.nan_to_num(widths_of(numbers, style), nan=0.0, posinf=0.0, neginf=0.0).tolist()
     columns, ranks = _columns(numbers), _ranks(numbers, style).tolist()
-    tokens = top_tokens(trace, edges, batch_idx, N_TOKENS) if style.label == "tokens" else None
+    tokens = None
+    if style.label == "tokens":
+        tokens = top_tokens(trace, edges, batch_idx, N_TOKENS, numbers.pair, numbers.at)
     drawn = []
     for row, edge in enumerate(edges):
         numbers_of = {name: column[row] for name, column in columns.items()}
         weight = numbers_of["mask"]
         what = "patched" if weight == 1 else "current" if weight == 0 else "received"
         first = vector_text(values[row], total)
-        where = "" if edge.seq_idx is not None else " (last position; norms over all)"
-        lines = [escape_name(edge.name), f"{what} {first}{where}", _norms_line(numbers_of)]
+        where = place_of(edge, at[row])
+        lines = [escape_name(edge.name), f"{what} {first}", *_norms_lines(numbers_of, numbers.pair)]
+        if where:
+            lines.append(f"numbers of {where}")
         if style.direction is not None:
             name = escape(style.direction.name)
             lines.append(f"projection {_change(numbers_of, 'projection')} on {name}")
@@ -248,6 +280,8 @@ def label_live(
             own = first
         else:
             own = _SHORT[style.label](numbers_of)
+        if where and at[row] >= 0 and not callable(style.label):
+            own += f" @{at[row]}"
         if weight not in (0, 1) and not callable(style.label):
             own += f" ({mask_text(weight)})"
         lines.append(f"mask {mask_text(weight)}")
@@ -255,8 +289,16 @@ def label_live(
         color = PATCHED if weight == 1 else CURRENT if weight == 0 else BETWEEN
         color = _sign_color(widths[row]) if by_sign else color
         short = edge_tag(edge) + own
-        drawn.append(DrawnEdge(edge, widths[row], BREAK.join(lines), short, color, ranks[row]))
+        width = 1 - widths[row] if trace.keeps and style.width == "mask" else widths[row]
+        drawn.append(DrawnEdge(edge, width, BREAK.join(lines), short, color, ranks[row]))
     return drawn
+
+
+def place_of(edge: Edge, at: int) -> str:
+    """Where the numbers of an edge of all positions are taken."""
+    if edge.seq_idx is not None:
+        return ""
+    return f"position {at}" if at >= 0 else "each prompt's last position"
 
 
 def beside_scores(
@@ -272,6 +314,8 @@ def beside_scores(
 
 
 def _short_tokens(raised: Tokens, lowered: Tokens) -> str:
+    if not raised:
+        return "no change"
     signs = (("+", raised), ("−", lowered))
     return " ".join(
         sign + token_label(tokens[0][0].strip() or tokens[0][0]) for sign, tokens in signs
@@ -279,6 +323,8 @@ def _short_tokens(raised: Tokens, lowered: Tokens) -> str:
 
 
 def _token_lines(raised: Tokens, lowered: Tokens) -> list[str]:
+    if not raised:
+        return ["changes no logit"]
     return [
         f"{what} " + ", ".join(f"{token_label(token)} {number(by)}" for token, by in tokens)
         for what, tokens in (("promotes", raised), ("suppresses", lowered))
@@ -287,19 +333,23 @@ def _token_lines(raised: Tokens, lowered: Tokens) -> list[str]:
 
 def _columns(numbers: EdgeNumbers) -> dict[str, list[float]]:
     """The numbers of all edges as plain floats; those that a pass has not are left out."""
-    columns = {
-        "mask": numbers.mask,
-        "current_norm": numbers.current_norm,
-        "received_norm": numbers.received_norm,
-        "current_projection": numbers.current_projection,
-        "patched_projection": numbers.patched_projection,
-    }
-    if numbers.patched_values is not None:
-        columns |= {
+    columns: dict[str, torch.Tensor | None] = {"current_norm": numbers.current_norm}
+    if numbers.pair is not None:
+        columns = {
+            "clean_norm": numbers.clean_norm,
+            **columns,
             "patched_norm": numbers.patched_norm,
+            "received_norm": numbers.received_norm,
+            "before_norm": numbers.before_norm,
             "delta_norm": numbers.delta_norm,
             "cosine": numbers.cosine,
         }
+    columns |= {
+        "mask": numbers.mask,
+        "after_norm": numbers.after_norm,
+        "before_projection": numbers.before_projection,
+        "after_projection": numbers.after_projection,
+    }
     return {name: column.tolist() for name, column in columns.items() if column is not None}
 
 
@@ -310,26 +360,28 @@ def widths_of(numbers: EdgeNumbers, style: LiveStyle) -> torch.Tensor:
     if style.width == "received":
         return numbers.received_norm
     if style.width == "projection":
-        assert numbers.current_projection is not None
-        if numbers.patched_projection is None:
-            return numbers.current_projection
-        return numbers.mask * (numbers.patched_projection - numbers.current_projection)
+        return numbers.projected
     return numbers.mask
 
 
 def _change(numbers: dict[str, float], what: str) -> str:
-    """A number of what is current, and of what is patched in where something is."""
-    before = number(numbers[f"current_{what}"])
-    after = numbers.get(f"patched_{what}")
-    return before if after is None else f"{before}→{number(after)}"
+    """A number of the two that are compared, or of the only one there is."""
+    after = number(numbers[f"after_{what}"])
+    before = numbers.get(f"before_{what}")
+    return after if before is None else f"{number(before)}→{after}"
 
 
-def _norms_line(numbers: dict[str, float]) -> str:
-    line = f"‖current‖ {number(numbers['current_norm'])}"
-    if "patched_norm" in numbers:
-        line += f", ‖patched‖ {number(numbers['patched_norm'])}"
-        line += f", ‖Δ‖ {number(numbers['delta_norm'])}, cosine {number(numbers['cosine'])}"
-    return line
+def _norms_lines(numbers: dict[str, float], pair: Pair | None) -> list[str]:
+    norms = [
+        f"‖{name}‖ {number(numbers[f'{name}_norm'])}"
+        for name in ("clean", "current", "patched", "received")
+        if f"{name}_norm" in numbers
+    ]
+    lines = [", ".join(norms)]
+    if pair is not None:
+        delta, cosine = (number(numbers[name]) for name in ("delta_norm", "cosine"))
+        lines.append(f"{arrow(pair)}: ‖Δ‖ {delta}, cosine {cosine}")
+    return lines
 
 
 def _short_norms(numbers: dict[str, float]) -> str:
@@ -339,7 +391,7 @@ def _short_norms(numbers: dict[str, float]) -> str:
 
 _SHORT: dict[str, Callable[[dict[str, float]], str]] = {
     "norms": _short_norms,
-    "cosine": lambda numbers: number(numbers["cosine"]),
+    "cosine": lambda numbers: number(numbers.get("cosine", math.nan)),
     "projection": lambda numbers: _change(numbers, "projection"),
 }
 

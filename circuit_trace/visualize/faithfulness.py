@@ -44,7 +44,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "
 """So that curves are told apart in black and white."""
 BAND_ALPHA = 0.18
 TEXT_SIZE, SMALL_SIZE = 14, 12
-TICKS = (*(10.0**power * digit for power in range(-8, 0) for digit in (1, 2, 5)), 1.0)
+TICKS = tuple(10**power * digit for power in range(9) for digit in (1, 2, 5))
 MOST_TICKS = 12
 LINE_HEIGHT = 20
 
@@ -60,7 +60,7 @@ def draw_faithfulness(
     include_plotlyjs: bool | Literal["cdn"] = True,
     page_width: float | None = None,
 ) -> go.Figure:
-    """Draw faithfulness over the circuit's part of all edges, with its standard error over prompts.
+    """Draw faithfulness over the number of edges in the circuit, with its standard error over prompts.
 
     >>> import circuit_trace as ct
     >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
@@ -69,11 +69,12 @@ def draw_faithfulness(
     >>> curves = {c: ct.faithfulness(model, pairs, scores, circuit=c) for c in ("top", "greedy")}
     >>> drawn = ct.draw_faithfulness(curves)
     >>> [trace.name for trace in drawn.data if trace.showlegend]
-    ['top (CPR 0.68, CMD 0.32)', 'greedy (CPR 0.68, CMD 0.32)']
+    ['top (CPR 0.67, CMD 0.32)', 'greedy (CPR 0.67, CMD 0.32)']
 
     Args:
-        curves: What `ct.faithfulness` returned, or a mapping from names to several of them.
-        log: Show sizes on a logarithmic scale, on which a circuit of no edge has no place.
+        curves: What `ct.faithfulness` returned, or a mapping from names to several of them. A circuit
+            without edges is no point of a curve.
+        log: Show sizes on a logarithmic scale.
         size: Width and height in pixels.
         theme: "light" or "dark".
         display_ipython: Show the figure if this runs inside IPython.
@@ -89,11 +90,11 @@ def draw_faithfulness(
     colors = theme_named(theme)
     check_size(size)
     named = {"": curves} if isinstance(curves, Faithfulness) else curves
-    _check(named, log)
+    _check(named)
     figure = Figure(layout=_layout(named, colors, size, log))
     for place, (name, curve) in enumerate(named.items()):
         color, symbol = (all_[place % len(all_)] for all_ in (PALETTES[theme], SYMBOLS))
-        figure.add_traces(_curve(name, curve, color, symbol, log))
+        figure.add_traces(_curve(name, curve, color, symbol))
     if display_ipython:
         show_in_ipython(figure)
     if file is not None:
@@ -101,7 +102,7 @@ def draw_faithfulness(
     return figure
 
 
-def _check(curves: Any, log: bool) -> None:
+def _check(curves: Any) -> None:
     if (
         not isinstance(curves, Mapping)
         or not curves
@@ -117,10 +118,11 @@ def _check(curves: Any, log: bool) -> None:
             "(patch='circuit'): these go in figures of their own."
         )
     for name, curve in curves.items():
-        if log and not any(curve.fractions):
+        if not any(curve.n_edges):
+            which = f" {name!r}" if name else ""
             raise FigureError(
-                f"The curve {name!r} has circuits of no edge only, which a logarithmic scale has no "
-                "place for: pass log=False, or measure more sizes."
+                f"All circuits of the curve{which} are empty, so there is nothing to draw: measure "
+                "larger sizes."
             )
         try:
             _ = curve.faithfulness
@@ -129,22 +131,13 @@ def _check(curves: Any, log: bool) -> None:
 
 
 def _curve(
-    name: str, curve: Faithfulness, color: str, symbol: str, log: bool
+    name: str, curve: Faithfulness, color: str, symbol: str
 ) -> tuple[go.Scatter, go.Scatter]:
     """The band of the standard error and the line on it."""
     errors = (curve.standard_error / abs(curve.span)).nan_to_num(0).tolist()
-    points = [
-        (fraction, height, error, n, mean)
-        for fraction, height, error, n, mean in zip(
-            curve.fractions,
-            curve.faithfulness.tolist(),
-            errors,
-            curve.n_edges,
-            curve.mean.tolist(),
-            strict=True,
-        )
-        if fraction > 0 or not log
-    ]
+    heights, means = curve.faithfulness.tolist(), curve.mean.tolist()
+    rows = zip(curve.n_edges, heights, errors, means, strict=True)
+    points = [point for point in dict.fromkeys(rows) if point[0]]
     x = [point[0] for point in points]
     band = go.Scatter(
         x=[*x, *reversed(x)],
@@ -159,14 +152,14 @@ def _curve(
     line = go.Scatter(
         x=x,
         y=[point[1] for point in points],
-        customdata=[[n, mean, error] for _, _, error, n, mean in points],
+        customdata=[[n / curve.n_all, mean, error] for n, _, error, mean in points],
         mode="lines+markers",
         name=_with_areas(name, curve),
         showlegend=True,
         line={"color": color, "width": 2},
         marker={"color": color, "size": 7, "symbol": symbol},
         hovertemplate=(
-            "%{x:.3~%} of all edges: %{customdata[0]:,} edges<br>faithfulness %{y:.3f} ± "
+            "%{x:,} edges, %{customdata[0]:.3~%} of all<br>faithfulness %{y:.3f} ± "
             f"%{{customdata[2]:.3f}}<br>{escape(curve.metric)} %{{customdata[1]:.4g}}<extra></extra>"
         ),
     )
@@ -189,18 +182,18 @@ def _layout(
     first = next(iter(curves.values()))
     what = "circuit" if first.patch == "complement" else "patched circuit"
     has_legend = any(_with_areas(name, curve) for name, curve in curves.items())
-    fractions = [f for curve in curves.values() for f in curve.fractions if f > 0 or not log]
+    sizes = [n for curve in curves.values() for n in curve.n_edges if n]
     x_axis: dict[str, Any] = {
         **line,
         **ticks,
-        "title": _title(f"edges chosen for the {what}, of {_all_edges(curves)}"),
-        "tickformat": ".4~%",
+        "title": _title(f"edges in the {what}, of {_all_edges(curves)}"),
+        "tickformat": ",d",
     }
     if log:
-        shown = [tick for tick in TICKS if tick >= min(fractions) * 0.999]
+        shown = [tick for tick in TICKS if min(sizes) <= tick <= max(sizes)]
         if len(shown) > MOST_TICKS:
-            shown = [tick for tick in shown if round(math.log10(tick), 6).is_integer()]
-        low, high = math.log10(min(fractions)), math.log10(max(fractions))
+            shown = [tick for tick in shown if str(tick).startswith("1")]
+        low, high = math.log10(min(sizes)), math.log10(max(sizes))
         room = max(0.05, 0.03 * (high - low))
         x_axis.update(type="log", tickvals=shown, range=[low - room, high + room])
     return go.Layout(

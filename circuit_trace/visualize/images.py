@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 import struct
-import warnings
 from math import sqrt
 from pathlib import Path
 from time import monotonic
@@ -18,6 +17,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError
+from circuit_trace.warn import warn
 
 MOST_SIDE = {".png": 65_535, ".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 """Pixels of a side: Chrome's canvas ends at 65,535, and what encodes JPEG and WebP before that."""
@@ -62,10 +62,10 @@ def bitmap_scale(size: Size, path: Path) -> float:
             f"Cannot write {str(path)!r}: the browser's canvas is too small for {what}. {way_out}"
         )
     scale = int(fitting * 1000) / 1000
-    warnings.warn(
+    warn(
         f"{path.name!r} is written at scale {scale:g}, since the browser's canvas is too small for "
         f"{what}. {way_out}",
-        stacklevel=6,
+        UserWarning,
     )
     return scale
 

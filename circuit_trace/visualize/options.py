@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from circuit_trace.errors import FigureError, InputError, NoTraceError
 from circuit_trace.graph import Graph, whole_number
 from circuit_trace.plan import PruneScores
-from circuit_trace.trace import BatchIdx, Direction, Lens, Trace
+from circuit_trace.trace import BatchIdx, Direction, Lens, Trace, pair_of, read_at
 from circuit_trace.visualize.edges import PLAIN, LiveStyle
 from circuit_trace.visualize.sankey import THEMES, Theme
 
@@ -122,17 +122,24 @@ def position_titles(
 
 
 WHAT_LABELS_SAY: dict[Any, str] = {
-    "norms": "‖current‖→‖patched‖ Δ‖patched − current‖{mask} of what its source wrote",
-    "cosine": "the cosine of current and patched{mask}",
-    "projection": "current→patched along {direction}{mask}",
-    "tokens": "the tokens whose logits {what} raises and lowers most{mask}",
-    "values": "the first values of what it carried{mask}",
+    "norms": "‖{before}‖→‖{after}‖ Δ‖{after} − {before}‖",
+    "cosine": "the cosine of {before} and {after}",
+    "projection": "{before}→{after} along {direction}",
+    "tokens": "the tokens whose logits {after} − {before} raises and lowers most",
+    "values": "the first values of what it carried",
 }
+WHAT_LONE_LABELS_SAY: dict[Any, str] = {
+    "norms": "‖current‖ of what its source wrote",
+    "projection": "current along {direction}",
+    "tokens": "the tokens whose logits what its source wrote raises and lowers most",
+    "values": "the first values of what it carried",
+}
+"""Where there is nothing to compare with."""
 WHAT_WIDTHS_SAY: dict[Any, str] = {
     "mask": "|mask|",
-    "delta": "‖patched − current‖",
+    "delta": "‖{after} − {before}‖",
     "received": "‖received‖",
-    "projection": "|what patching adds along {direction}|",
+    "projection": "|{after} − {before}| along {direction}",
 }
 
 
@@ -142,12 +149,15 @@ def live_style(
     label: Any,
     width: Any,
     direction: Any,
+    compare: Any = None,
+    at: Any = None,
 ) -> LiveStyle:
     """Check what a user asks for on the edges of a traced pass."""
-    if prune_scores is not None and any(one is not None for one in (label, width, direction)):
+    asked = (label, width, direction, compare, at)
+    if prune_scores is not None and any(one is not None for one in asked):
         raise FigureError(
-            "label, width and direction are for the activations of a traced pass; with prune_scores "
-            "the scores alone are drawn. Leave either out."
+            "label, width, direction, compare and at are for the activations of a traced pass; with "
+            "prune_scores the scores alone are drawn. Leave either out."
         )
     if label is None and width == "projection":
         label = "projection"  # an edge says what its width shows
@@ -167,23 +177,29 @@ def live_style(
         for name, own in (("width", width), ("label", label))
         if own == "projection"
     ]
+    if needs and direction is None and trace.outcome is not None:
+        direction = trace.outcome.answers
     if needs and direction is None:
         raise FigureError(
             f"{needs[0]} needs direction=: two tokens such as (' Mary', ' John'), or a vector of "
             "d_model numbers."
         )
-    if trace.patched is None and (label == "cosine" or width == "delta"):
+    try:
+        pair = pair_of(trace, compare)
+        found = None if direction is None else Direction.read(trace, direction)
+        if label == "tokens":
+            Lens.of(trace, 0)  # refuse before anything is drawn
+        where = read_at(at, trace.seq, trace.graph.seq_len)
+    except InputError as error:
+        raise FigureError(str(error)) from error
+    if pair is None and (label == "cosine" or width == "delta"):
         raise FigureError(
             "Nothing was patched in this pass, so there is no change to show: label="
             f"{label!r}, width={width!r}. Trace it with corrupt= or patched=."
         )
-    try:
-        found = None if direction is None else Direction.read(trace, direction)
-        if label == "tokens":
-            Lens.of(trace, 0)  # refuse before anything is drawn
-    except InputError as error:
-        raise FigureError(str(error)) from error
-    return replace(style, direction=found)
+    if at is None and where is not None and (found is not None or label == "tokens"):
+        where = "last"  # where the answer is read
+    return replace(style, direction=found, pair=pair, at=where)
 
 
 def check_side_by_side(trace: Trace | None, prune_scores: PruneScores | None, width: Any) -> None:

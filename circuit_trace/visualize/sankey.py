@@ -257,7 +257,8 @@ def _words(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
         if text
     ]
     if not diagram.n_links:
-        words = [_annotation(0.5, 0.5, diagram.note, font={"size": 13})]
+        note = BREAK.join(diagram.note_lines)
+        words = [_annotation(0, 0.5, note, xanchor="left", align="left", font={"size": NOTE_SIZE})]
     return words
 
 

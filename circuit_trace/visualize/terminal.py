@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from circuit_trace.trace import Trace, edge_table
+from circuit_trace.trace import Pair, Trace, pair_of
 from circuit_trace.visualize.edges import BETWEEN, CURRENT, PATCHED, strongest
 from circuit_trace.visualize.text import mask_text, number, visible
 
@@ -27,17 +27,18 @@ def terminal_table(trace: Trace) -> Table:
     >>> model = ct.wrap(ct.load_model("bundled"))
     >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
     >>> Console(width=80).print(terminal_table(trace))  # doctest: +NORMALIZE_WHITESPACE
-    <Trace: batch 1, seq 15, 11 sources, 1 edges patched>
+    <Trace: batch 1, seq 15, 11 sources, 1 edge patched>
     <BLANKLINE>
-     edge             mask  current  patched  cosine  Δ
-     ─────────────────────────────────────────────────────────────
-     A1.0->Resid End  1.00     11.6     13.3   0.847  7.1 ━━━━━━━━
+     position  edge             mask  clean  received  cosine  Δ
+     ───────────────────────────────────────────────────────────────────────
+     14 to     A1.0->Resid End  1.00   2.27      5.99  0.0229  6.36 ━━━━━━━━
     <BLANKLINE>
-    L2 norms of vectors
+    L2 norms, Δ = received − clean, at each edge's largest change
     """
-    numbers = edge_table(trace, trace.edges or trace.graph.edges, 0)
-    has_patch = trace.patched is not None
-    ranked = numbers["delta_norm" if has_patch else "current_norm"]
+    pair = pair_of(trace)
+    before, after = pair or ("", "current")
+    numbers = trace.table()
+    ranked = numbers["delta_norm" if pair else "current_norm"]
     kept = strongest(ranked.fillna(0).tolist(), MOST_ROWS)
     more = len(numbers) - len(kept)
     shown = numbers.iloc[kept]
@@ -46,35 +47,40 @@ def terminal_table(trace: Trace) -> Table:
         title=Text(repr(trace)),
         title_justify="left",
         title_style="bold",
-        caption="L2 norms of vectors" + (f", and {more:,} edges that rank lower" if more else ""),
+        caption=_caption(trace, pair) + (f", and {more:,} edges that rank lower" if more else ""),
         caption_justify="left",
         box=SIMPLE,
         padding=(0, 1),
         pad_edge=False,
         collapse_padding=True,
     )
-    has_positions = trace.graph.seq_len is not None
-    if has_positions:
-        table.add_column("position", no_wrap=True)
+    table.add_column("position", no_wrap=True)
     table.add_column("edge", no_wrap=True)
-    names = ("mask", "current", "patched", "cosine") if has_patch else ("current",)
-    for name in names:
+    for name in ("mask", before, after, "cosine") if pair else (after,):
         table.add_column(name, justify="right")
-    table.add_column("Δ" if has_patch else "", no_wrap=True)
+    table.add_column("Δ" if pair else "", no_wrap=True)
     for row, strength in zip(shown.to_dict("records"), ranked.iloc[kept], strict=True):
         color = PATCHED if row["mask"] == 1 else CURRENT if row["mask"] == 0 else BETWEEN
-        cells = [Text(_position(row["seq_idx"], row["token"]))] if has_positions else []
+        cells = [Text(_position(row["at"], row["token"]))]
         cells.append(Text(row["edge"], style=f"bold {color}"))
-        if has_patch:
-            cells.append(Text(mask_text(row["mask"])))
-        cells.append(Text(number(row["current_norm"])))
-        if has_patch:
-            cells += [Text(number(row["patched_norm"])), Text(number(row["cosine"]))]
+        if pair:
+            cells += [Text(mask_text(row["mask"])), Text(number(row[f"{before}_norm"]))]
+        cells.append(Text(number(row[f"{after}_norm"])))
+        if pair:
+            cells.append(Text(number(row["cosine"])))
         length = round(BAR * strength / largest) if largest > 0 and math.isfinite(strength) else 0
-        bar = Text(f"{number(strength)} " if has_patch else "")
+        bar = Text(f"{number(strength)} " if pair else "")
         cells.append(bar.append("━" * length, style=color))
         table.add_row(*cells)
     return table
+
+
+def _caption(trace: Trace, pair: Pair | None) -> str:
+    said = "L2 norms" if pair is None else f"L2 norms, Δ = {pair[1]} − {pair[0]}"
+    if trace.graph.seq_len is not None:
+        return said
+    where = "at the last position" if pair is None else "at each edge's largest change"
+    return f"{said}, {where}"
 
 
 def _position(at: int, token: str | None) -> str:

@@ -29,14 +29,14 @@ from .ablations import batch_src_ablations as batch_src_ablations
 from .ablations import src_ablations as src_ablations
 from .absent import AbsentError as AbsentError
 from .absent import why_absent as _why_absent
-from .answers import Measurements as Measurements
 from .answers import batch_answer_diff_percents as batch_answer_diff_percents
 from .answers import batch_answer_diffs as batch_answer_diffs
 from .answers import batch_avg_answer_diff as batch_avg_answer_diff
 from .answers import batch_avg_answer_val as batch_avg_answer_val
-from .answers import measure_answer_diff as measure_answer_diff
-from .answers import measure_answer_val as measure_answer_val
-from .answers import measure_kl_div as measure_kl_div
+from .answers import (
+    correct_answer_greater_than_incorrect_proportion as correct_answer_greater_than_incorrect_proportion,
+)
+from .answers import correct_answer_proportion as correct_answer_proportion
 from .answers import multibatch_kl_div as multibatch_kl_div
 from .circuits import BatchOutputs as BatchOutputs
 from .circuits import CircuitOutputs as CircuitOutputs
@@ -48,9 +48,20 @@ from .data import PromptDataset as PromptDataset
 from .data import PromptPair as PromptPair
 from .data import PromptPairBatch as PromptPairBatch
 from .data import collate_fn as collate_fn
+from .gradients import (
+    edge_attribution_patching_prune_scores as edge_attribution_patching_prune_scores,
+)
+from .gradients import mask_gradient_prune_scores as mask_gradient_prune_scores
 from .load import load_datasets_from_json as load_datasets_from_json
 from .load import load_tl_model as load_tl_model
 from .load import repo_path_to_abs_path as repo_path_to_abs_path
+from .measures import Measurements as Measurements
+from .measures import answer_diff_percent as answer_diff_percent
+from .measures import measure_answer_diff as measure_answer_diff
+from .measures import measure_answer_diff_percent as measure_answer_diff_percent
+from .measures import measure_answer_val as measure_answer_val
+from .measures import measure_correct_ans_percent as measure_correct_ans_percent
+from .measures import measure_kl_div as measure_kl_div
 from .model import PatchableModel as PatchableModel
 from .model import PatchWrapper as PatchWrapper
 from .model import module_by_name as module_by_name

@@ -9,8 +9,9 @@ from torch import Tensor
 
 import circuit_trace as ct
 from circuit_trace.errors import InputError
+from circuit_trace.plan.ablation import check_ablation
 
-from .data import BatchKey
+from .data import BatchKey, batches_of
 from .model import PatchableModel
 
 OF_A_BATCH = (
@@ -45,8 +46,9 @@ def src_ablations(
         A tensor `[n_srcs, batch, seq, d_model]` without gradients. A mean is repeated for each prompt.
 
     Raises:
-        InputError: The sample is of the other kind, or empty.
+        InputError: The sample is of the other kind, or empty; or the ablation is none.
     """
+    check_ablation(ablation_type)
     if not ablation_type.mean_over_dataset:
         if not isinstance(sample, Tensor):
             raise InputError(
@@ -77,6 +79,7 @@ def batch_src_ablations(
     Raises:
         InputError: `clean_corrupt` is missing, or given where it has no meaning.
     """
+    check_ablation(ablation_type)
     wanted = ablation_type in OF_A_BATCH
     if clean_corrupt not in (("clean", "corrupt") if wanted else (None,)):
         raise InputError(
@@ -86,12 +89,12 @@ def batch_src_ablations(
         )
     if ablation_type.mean_over_dataset:
         mean = src_ablations(model, dataloader, ablation_type)
-        return {batch.key: mean for batch in dataloader}
+        return {batch.key: mean for batch in batches_of(dataloader)}
     return {
         batch.key: src_ablations(
             model, batch.corrupt if clean_corrupt == "corrupt" else batch.clean, ablation_type
         )
-        for batch in dataloader
+        for batch in batches_of(dataloader)
     }
 
 
@@ -101,7 +104,7 @@ def _first_prompts(dataset: Any) -> Tensor:
         raise InputError(
             f"A mean over a dataset takes a PromptDataLoader; got {type(dataset).__name__}."
         )
-    first = next(iter(dataset), None)
+    first = next(batches_of(dataset), None)
     if first is None:
         raise InputError("The dataset has no batch: batch_size is larger than it, or it is empty.")
     return first.clean

@@ -1,30 +1,19 @@
-"""How well outputs answer: logits of right and wrong answers, and divergence from the model's."""
+"""How well a batch of outputs answers: values of right and wrong answers, and divergence.
+
+A prompt's answers are for its last token, `[batch, n_answers]` beside values `[batch, d_vocab]`, or
+for each of its positions, `[batch, seq, n_answers]` beside `[batch, seq, d_vocab]`; or a list with
+`[n_answers]` or `[seq, n_answers]` for each prompt, where prompts have different numbers of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
-
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax, softmax
+from torch.nn.functional import kl_div
 
 from circuit_trace.errors import InputError
 
-from .circuits import CircuitOutputs
-from .data import PromptPairBatch
-from .model import PatchableModel
-
-Measurements = list[tuple[int, float]]
-"""Pairs of a circuit's number of edges and what was measured."""
-
-ProbFunc = Literal["log_softmax", "softmax", "logits"]
-
-_PROB_FUNCS: dict[str, Callable[..., Tensor]] = {
-    "log_softmax": log_softmax,
-    "softmax": softmax,
-    "logits": lambda logits, dim: logits,
-}
+from .data import Answers, PromptPairBatch
 
 
 def batch_avg_answer_val(
@@ -32,18 +21,29 @@ def batch_avg_answer_val(
 ) -> Tensor:
     """The mean value of the right answers (or the wrong ones) of a batch.
 
+    >>> answers = torch.tensor([[[0], [1]]])  # one prompt, at two positions
+    >>> batch = PromptPairBatch(0, 0, torch.ones(1, 2), torch.ones(1, 2), answers, answers)
+    >>> batch_avg_answer_val(torch.tensor([[[1.0, 0.0], [0.0, 0.5]]]), batch)
+    tensor(0.7500)
+
     Args:
-        vals: A value for every token of the vocabulary, `[batch, d_vocab]`.
+        vals: A value for every token of the vocabulary, `[batch, d_vocab]` or `[batch, seq, d_vocab]`.
         batch: The prompts and their answers.
         wrong_answer: Take the wrong answers.
+
+    Raises:
+        InputError: The answers are not tokens, or for other prompts or positions than the values.
     """
-    return torch.stack(_means(vals, batch.wrong_answers if wrong_answer else batch.answers)).mean()
+    return _means(vals, batch.wrong_answers if wrong_answer else batch.answers).mean()
 
 
 def batch_answer_diffs(vals: Tensor, batch: PromptPairBatch) -> Tensor:
-    """The mean value of each prompt's right answers less that of its wrong ones, `[batch]`."""
-    right, wrong = _means(vals, batch.answers), _means(vals, batch.wrong_answers)
-    return torch.stack(right) - torch.stack(wrong)
+    """The mean value of the right answers less that of the wrong ones, of each prompt `[batch]` and,
+    where each of its positions has answers (but in a list), at each of them `[batch, seq]`."""
+    right, wrong = batch.answers, batch.wrong_answers
+    if not (isinstance(right, Tensor) and isinstance(wrong, Tensor)):
+        right, wrong = list(right), list(wrong)
+    return _means(vals, right) - _means(vals, wrong)
 
 
 def batch_avg_answer_diff(vals: Tensor, batch: PromptPairBatch) -> Tensor:
@@ -54,83 +54,106 @@ def batch_avg_answer_diff(vals: Tensor, batch: PromptPairBatch) -> Tensor:
 def batch_answer_diff_percents(
     pred_vals: Tensor, target_vals: Tensor, batch: PromptPairBatch
 ) -> Tensor:
-    """Each prompt's answer difference as a percentage of the one in the target values, `[batch]`."""
+    """`batch_answer_diffs` as percentages of those in the target values."""
     return batch_answer_diffs(pred_vals, batch) / batch_answer_diffs(target_vals, batch) * 100
 
 
+def correct_answer_proportion(logits: Tensor, batch: PromptPairBatch) -> Tensor:
+    """The part of the prompts, or of all their positions, whose one right answer is the highest logit.
+
+    Raises:
+        InputError: There is more than one right answer, or as `batch_avg_answer_val`.
+    """
+    correct = [
+        row.argmax(-1, keepdim=True) == tokens.to(row.device)
+        for row, tokens in _pairs(logits, _single(batch.answers))
+    ]
+    return torch.cat([one.flatten() for one in correct]).float().mean()
+
+
+def correct_answer_greater_than_incorrect_proportion(
+    logits: Tensor, batch: PromptPairBatch
+) -> Tensor:
+    """The part of the prompts, or of all their positions, whose one right answer has a logit as high
+    as the highest of their wrong ones.
+
+    Raises:
+        InputError: There is more than one right answer, or as `batch_avg_answer_val`.
+    """
+    right, wrong = list(_single(batch.answers)), list(batch.wrong_answers)
+    correct = [
+        _at(row, tokens) >= _at(row, others).amax(-1, keepdim=True)
+        for (row, tokens), (_, others) in zip(
+            _pairs(logits, right), _pairs(logits, wrong), strict=True
+        )
+    ]
+    return torch.cat([one.flatten() for one in correct]).float().mean()
+
+
 def multibatch_kl_div(input_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
-    """The mean KL divergence of log-probabilities `[..., d_vocab]` from those of a target."""
+    """The mean KL divergence of log-probabilities `[..., d_vocab]` from those of a target.
+
+    Raises:
+        InputError: They have not the same shape.
+    """
+    if input_logprobs.shape != target_logprobs.shape:
+        raise InputError(
+            "The log-probabilities and their target must have the same shape; got "
+            f"{tuple(input_logprobs.shape)} and {tuple(target_logprobs.shape)}."
+        )
     n = input_logprobs[..., 0].numel()
     return kl_div(input_logprobs, target_logprobs, reduction="sum", log_target=True) / n
 
 
-def measure_answer_val(
-    model: Any,
-    test_loader: Iterable[PromptPairBatch],
-    circuit_outs: CircuitOutputs,
-    prob_func: ProbFunc = "logits",
-    wrong_answer: bool = False,
-) -> Measurements:
-    """The mean value of the right answers (or the wrong ones) for circuits of each size."""
-    return _measured(
-        test_loader,
-        circuit_outs,
-        prob_func,
-        lambda vals, batch: batch_avg_answer_val(vals, batch, wrong_answer),
-    )
+def _means(vals: Tensor, answers: Answers) -> Tensor:
+    """The mean value of the answers at each place; in a list, of each prompt."""
+    if isinstance(answers, Tensor):
+        _check(vals, answers)
+        return _at(vals, answers).mean(-1)
+    return torch.stack([_at(row, tokens).mean() for row, tokens in _pairs(vals, answers)])
 
 
-def measure_answer_diff(
-    model: Any,
-    test_loader: Iterable[PromptPairBatch],
-    circuit_outs: CircuitOutputs,
-    prob_func: ProbFunc = "logits",
-) -> Measurements:
-    """The mean value of the right answers less that of the wrong ones, for circuits of each size."""
-    return _measured(test_loader, circuit_outs, prob_func, batch_avg_answer_diff)
-
-
-def measure_kl_div(
-    model: PatchableModel,
-    dataloader: Iterable[PromptPairBatch],
-    circuit_outs: CircuitOutputs,
-    compare_to_clean: bool = True,
-) -> Measurements:
-    """The mean KL divergence of circuits' outputs from the whole model's on the clean prompts (or the
-    corrupt ones), for circuits of each size."""
-    whole = {}
-    with torch.no_grad():
-        for batch in dataloader:
-            prompts = batch.clean if compare_to_clean else batch.corrupt
-            whole[batch.key] = log_softmax(model(prompts)[model.out_slice], dim=-1)
-    target = torch.cat(list(whole.values()))
-    measured = []
-    for n_edges, outs in circuit_outs.items():
-        logprobs = torch.cat([log_softmax(outs[key], dim=-1) for key in whole])
-        measured.append((n_edges, max(multibatch_kl_div(logprobs, target).item(), 0.0)))
-    return measured
-
-
-def _measured(
-    test_loader: Iterable[PromptPairBatch],
-    circuit_outs: CircuitOutputs,
-    prob_func: ProbFunc,
-    measure: Callable[[Tensor, PromptPairBatch], Tensor],
-) -> Measurements:
-    if prob_func not in _PROB_FUNCS:
-        raise InputError(f"prob_func must be one of {', '.join(_PROB_FUNCS)}; got {prob_func!r}.")
-    function = _PROB_FUNCS[prob_func]
-    return [
-        (
-            n_edges,
-            torch.stack([measure(function(outs[b.key], dim=-1), b) for b in test_loader])
-            .mean()
-            .item(),
+def _pairs(vals: Tensor, answers: Answers) -> list[tuple[Tensor, Tensor]]:
+    """Each prompt's values and answers, checked."""
+    if not len(vals) == len(answers) > 0:
+        raise InputError(
+            f"There are values of {len(vals)} prompts, but answers for {len(answers)}."
         )
-        for n_edges, outs in circuit_outs.items()
-    ]
+    pairs = list(zip(vals, answers, strict=True))
+    for row, tokens in pairs:
+        _check(row, tokens)
+    return pairs
 
 
-def _means(vals: Tensor, answers: Tensor | list[Tensor]) -> list[Tensor]:
-    """The mean value of each prompt's answers."""
-    return [row[tokens].mean() for row, tokens in zip(vals, answers, strict=True)]
+def _at(vals: Tensor, answers: Tensor) -> Tensor:
+    """The values `[..., n_answers]` at some tokens of the vocabulary, of each place its own."""
+    return vals.gather(-1, answers.to(vals.device, torch.int64))
+
+
+def _check(vals: Tensor, answers: Tensor) -> None:
+    if vals.shape[:-1] != answers.shape[:-1] or not answers.numel():
+        raise InputError(
+            "Answers must be tokens [n_answers] for each prompt, or for each of its positions where "
+            f"the values have positions; got answers {tuple(answers.shape)} for values "
+            f"{tuple(vals.shape)}. What of the outputs is measured, slice_output of "
+            "patchable_model says: 'last_seq', 'not_first_seq', or None for every position."
+        )
+    if answers.is_floating_point() or answers.is_complex() or answers.dtype is torch.bool:
+        raise InputError(f"Answers must be tokens, whole numbers; got {answers.dtype}.")
+    least, most = int(answers.min()), int(answers.max())
+    if least < 0 or most >= vals.shape[-1]:
+        raise InputError(
+            f"The answers have the tokens {least} to {most}, but the values are of a vocabulary of "
+            f"{vals.shape[-1]}."
+        )
+
+
+def _single(answers: Answers) -> Answers:
+    """Answers, one for each place."""
+    numbers = {one.shape[-1] if one.ndim else 0 for one in answers}
+    if numbers != {1}:
+        raise InputError(
+            "Whether the right answer is the highest needs one right answer for each prompt; got "
+            f"{sorted(numbers)} of them."
+        )
+    return answers

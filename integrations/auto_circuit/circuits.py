@@ -11,18 +11,16 @@ from torch import Tensor
 
 import circuit_trace as ct
 from circuit_trace.errors import InputError, MaskError
+from circuit_trace.plan.ablation import check_ablation
 from circuit_trace.plan.dataset import BAR_AFTER_SECONDS
 from circuit_trace.plan.masks import check_scores
 from circuit_trace.progress import tqdm
 
 from .ablations import src_ablations
-from .data import BatchKey, PromptDataLoader
+from .data import BatchKey, PromptDataLoader, batches_of
 from .model import PatchableModel
 from .patching import patch_mode
-from .scores import (
-    desc_prune_scores,
-    prune_scores_threshold,
-)
+from .scores import desc_prune_scores, prune_scores_threshold
 
 BatchOutputs = dict[BatchKey, Tensor]
 """Outputs by the batches' keys."""
@@ -76,9 +74,13 @@ def run_circuits(
         scores are equal a circuit may have more edges than asked for; the number is what it has.
 
     Raises:
-        InputError: There is no batch, or a circuit would have more edges than there are.
+        InputError: There is no batch, a circuit would have more edges than there are, or an option is
+            none of its kind.
         MaskError: The scores do not fit the model, or do not cover it.
     """
+    if not isinstance(patch_type, PatchType):
+        raise InputError(f"patch_type must be a PatchType; got {patch_type!r}.")
+    check_ablation(ablation_type)
     scores = _complete(model, prune_scores)
     descending = desc_prune_scores(scores)
     thresholds = [prune_scores_threshold(descending, count) for count in test_edge_counts]
@@ -88,7 +90,8 @@ def run_circuits(
     if ablation_type.mean_over_dataset:
         mean = src_ablations(model, dataloader, ablation_type)
     n_batches = 0
-    for batch in tqdm(dataloader, desc="circuits", delay=BAR_AFTER_SECONDS, leave=False):
+    bar = tqdm(dataloader, desc="circuits", delay=BAR_AFTER_SECONDS, leave=False)
+    for batch in batches_of(bar):
         n_batches += 1
         run, other = batch.clean, batch.corrupt
         if not runs_clean:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -104,6 +104,21 @@ class PromptDataLoader(DataLoader[PromptPair]):
         self.kv_cache = kv_cache
         self.seq_labels = seq_labels
         self.word_idxs = dict(word_idxs or {})
+
+
+def batches_of(loader: Iterable[Any]) -> Iterator[PromptPairBatch]:
+    """The batches of a loader, checked as they come.
+
+    Raises:
+        InputError: One is no batch of prompt pairs.
+    """
+    for batch in loader:
+        if not all(hasattr(batch, name) for name in ("key", "clean", "corrupt")):
+            raise InputError(
+                "Expected a PromptDataLoader, which gives PromptPairBatches; got a "
+                f"{type(batch).__name__} as a batch."
+            )
+        yield batch
 
 
 def collate_fn(pairs: list[PromptPair]) -> PromptPairBatch:

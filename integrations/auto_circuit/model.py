@@ -27,6 +27,7 @@ from .nodes import (
     Node,
     NodeTable,
     SrcNode,
+    in_transformer_lens,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def patchable_model(
     separate_qkv: bool | None = None,
     kv_caches: Sequence[Any] | None = (None,),
     device: torch.device | str = "cpu",
+    *,
+    anatomy: ct.Anatomy | None = None,
 ) -> PatchableModel:
     """Make a model's computation graph patchable, as auto-circuit's function of that name.
 
@@ -58,6 +61,7 @@ def patchable_model(
         separate_qkv: Whether a head's query, key and value inputs are told apart; None does.
         kv_caches: Caches of a prefix, from `load_datasets_from_json(tail_divergence=True)`.
         device: Where the masks lie.
+        anatomy: What the model computes, for one that none fits; see `circuit_trace.Anatomy`.
 
     Raises:
         AnatomyError: The model cannot be patched, or is patchable already.
@@ -72,7 +76,13 @@ def patchable_model(
             "patch all edges of a node with model.patch(outputs, nodes=['A5.2'])."
         )
     is_split = separate_qkv is None or separate_qkv
-    engine = ct.wrap(model, separate_qkv=is_split, seq_len=seq_len, slice_output=slice_output)
+    engine = ct.wrap(
+        model,
+        separate_qkv=is_split,
+        seq_len=seq_len,
+        slice_output=slice_output,
+        anatomy=anatomy,
+    )
     return PatchableModel(engine, is_split, kv_caches or (), torch.device(device))
 
 
@@ -85,7 +95,6 @@ class PatchableModel(nn.Module):
     """
 
     is_factorized = True
-    is_transformer = True
     seq_dim = ct.PatchableModel.seq_dim
 
     def __init__(
@@ -101,7 +110,7 @@ class PatchableModel(nn.Module):
         self.separate_qkv = separate_qkv
         self.kv_caches = _by_batch_size(kv_caches)
         self.open_patch: OpenPatch | None = None
-        dtype = next(engine.wrapped_model.parameters()).dtype
+        dtype = _dtype(engine.wrapped_model)
         graph = engine.graph
         self.patch_masks = {
             module.name: nn.Parameter(
@@ -171,7 +180,16 @@ class PatchableModel(nn.Module):
 
     @cached_property
     def _table(self) -> NodeTable:
-        return NodeTable.of(self.graph)
+        if self.is_transformer:
+            return NodeTable.of(self.graph, in_transformer_lens)
+        modules = {module: name for name, module in self.wrapped_model.named_modules()}
+        sites = self.engine.anatomy.sources
+        return NodeTable.of(self.graph, lambda src: modules.get(sites[src.site].point.module, ""))
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it reads tokens; other models have an anatomy of their own."""
+        return self.engine.anatomy.tokens is not None
 
     @property
     def srcs(self) -> InOrder[SrcNode]:
@@ -323,6 +341,12 @@ def module_by_name(model: Any, module_name: str) -> Any:
         return model.get_submodule(module_name)
     except AttributeError as error:
         raise InputError(f"The model has no module {module_name!r}: {error}.") from error
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """What the weights are kept in, the quantized ones aside; the usual one where there are none."""
+    kept_in = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+    return next(kept_in, torch.get_default_dtype())
 
 
 def _by_batch_size(kv_caches: Sequence[Any]) -> dict[int, Any] | None:

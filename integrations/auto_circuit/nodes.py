@@ -92,14 +92,14 @@ class NodeTable:
     dests: Mapping[str, DestNode]
 
     @classmethod
-    def of(cls, graph: Graph) -> NodeTable:
+    def of(cls, graph: Graph, source_module: Callable[[ct.SrcNode], str]) -> NodeTable:
         """Give every node of a graph its module's name and its layer."""
         # A layer ends where the next destination has more sources before it.
         ends = sorted({module.n_sources for module in graph.modules})
         srcs = tuple(
             SrcNode(
                 src.name,
-                _source_module(src),
+                source_module(src),
                 bisect_right(ends, src.idx),
                 src.head,
                 None if src.head is None else HEAD_DIM,
@@ -124,7 +124,8 @@ class NodeTable:
         return Edge(self.srcs[edge.src.idx], self.dests[edge.dest.name], edge.seq_idx)
 
 
-def _source_module(src: ct.SrcNode) -> str:
+def in_transformer_lens(src: ct.SrcNode) -> str:
+    """The module that a transformer's source has in auto-circuit, which is one of TransformerLens."""
     if src.kind == "embed":
         return "blocks.0.hook_resid_pre"
     return f"blocks.{src.layer}.{'attn.hook_result' if src.kind == 'attention' else 'hook_mlp_out'}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from math import isfinite
+from numbers import Real
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 import circuit_trace as ct
 from circuit_trace.errors import InputError
 from circuit_trace.graph import EdgeSpec
+from circuit_trace.hooks import Scope
 from circuit_trace.plan import SiteOutput
 
 from .model import PatchableModel
@@ -63,12 +66,26 @@ def patch_mode(
         scores = model.circuit_prune_scores([edges] if isinstance(edges, str) else edges)
         for name, mask in model.patch_masks.items():
             mask.data.copy_(scores[name])
-    with OpenPatch(model, patched):
-        yield
+    patch = OpenPatch(model, patched)
+    try:
+        try:
+            patch.open()
+            yield
+        finally:
+            patch.close()
+    except BaseException:
+        patch.close()  # an interrupt may have come before it or in it
+        raise
 
 
 def set_all_masks(model: PatchableModel, val: float) -> None:
-    """Set the mask of every edge: 0 leaves its current output, 1 patches it."""
+    """Set the mask of every edge: 0 leaves its current output, 1 patches it.
+
+    Raises:
+        InputError: The value is no finite number.
+    """
+    if not isinstance(val, Real) or not isfinite(val):
+        raise InputError(f"The value of all masks must be a finite number; got {val!r}.")
     for mask in model.patch_masks.values():
         mask.data.fill_(val)
 
@@ -105,13 +122,15 @@ def as_source_outputs(
     if isinstance(outputs, ct.SourceOutputs):
         return outputs
     engine = model.engine
+    # A model without a configuration says how wide its stream is in its passes alone.
     d_model = getattr(engine.cfg, "d_model", None)
     is_tensor = isinstance(outputs, Tensor) and outputs.ndim == 4
-    if not is_tensor or outputs.shape[0] != len(engine.srcs) or outputs.shape[3] != d_model:
+    fits = is_tensor and outputs.shape[0] == len(engine.srcs)
+    if not fits or d_model not in (None, outputs.shape[3]):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InputError(
             f"patch_src_outs must be what src_ablations gives, a tensor [n_srcs, batch, seq, d_model] "
-            f"of {len(engine.srcs)} sources × … × {d_model}, or SourceOutputs; got {got}."
+            f"of {len(engine.srcs)} sources × … × {d_model or 'd_model'}, or SourceOutputs; got {got}."
         )
     blocks = outputs.split([len(site.names) for site in engine.anatomy.sources])
     sites = tuple(SiteOutput(block.permute(1, 2, 0, 3)) for block in blocks)
@@ -119,7 +138,7 @@ def as_source_outputs(
     return ct.SourceOutputs(engine.srcs, sites, batch, seq)
 
 
-class OpenPatch(AbstractContextManager[None]):
+class OpenPatch:
     """A patch of the engine that is opened anew whenever the masks have changed.
 
     A script writes to the masks in ways that leave no mark (`mask.data[i] = 1`), so they are
@@ -131,29 +150,28 @@ class OpenPatch(AbstractContextManager[None]):
         self._patched = patched
         self._masks: dict[str, Tensor] = {}
         self._context: AbstractContextManager[Any] | None = None
-        self._handles: list[RemovableHandle] = []
+        self._scope = Scope()
+        self._thread = get_ident()
 
-    def __enter__(self) -> None:
+    def open(self) -> None:
+        """Patch from now on; `close` undoes it, also where this was interrupted."""
         wrapped, tokens = self._model.wrapped_model, self._model.engine.anatomy.tokens
-        try:
-            self.sync()
-            self._before(wrapped, self.sync)
-            if tokens is not None:
-                self._before(tokens.module, self._check)
-        except BaseException:
-            self.__exit__()
-            raise
+        self.sync()
+        self._scope.before(wrapped, lambda *_: self.sync(), first=True)
+        if tokens is not None:
+            self._scope.before(tokens.module, lambda *_: self._check(), first=True)
+        self._scope.open()
         self._model.open_patch = self
 
-    def __exit__(self, *_error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._close()
+    def close(self) -> None:
+        """Patch no more; twice does no harm."""
         self._model.open_patch = None
+        self._scope.close()
+        self._close()
 
     def sync(self) -> None:
-        """Patch with the values that the masks have now."""
-        if self._context is not None and self._is_current():
+        """Patch with the values that the masks have now; passes of other threads are not patched."""
+        if self._thread != get_ident() or (self._context is not None and self._is_current()):
             return
         self._close()
         self._masks = {
@@ -181,15 +199,6 @@ class OpenPatch(AbstractContextManager[None]):
         context, self._context = self._context, None
         if context is not None:
             context.__exit__(None, None, None)
-
-    def _before(self, module: nn.Module, call: Callable[[], None]) -> None:
-        """Call when a pass reaches the module; a copy of the module takes the hook along in vain."""
-
-        def hook(running: nn.Module, _args: object) -> None:
-            if running is module:
-                call()
-
-        self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
 
 
 def _learns(mask: Tensor) -> bool:

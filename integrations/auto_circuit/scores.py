@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from itertools import accumulate
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import circuit_trace as ct
-from circuit_trace.errors import InputError
+from circuit_trace.errors import InputError, MaskError
+from circuit_trace.graph import whole_number
 
 MOST_SIZES_LISTED = 200
 """Up to so many edges, every circuit size is tried; above, sizes grow by powers of ten."""
@@ -40,7 +41,15 @@ TaskPruneScores = dict[str, AlgoPruneScores]
 
 
 def flat_prune_scores(prune_scores: ct.PruneScores) -> Tensor:
-    """All scores in one row."""
+    """All scores in one row.
+
+    Raises:
+        MaskError: There are none.
+    """
+    if not isinstance(prune_scores, Mapping) or not prune_scores:
+        raise MaskError(
+            f"Expected PruneScores, a dict from modules' names to tensors; got {prune_scores!r}."
+        )
     return torch.cat([scores.flatten() for scores in prune_scores.values()])
 
 
@@ -61,11 +70,12 @@ def prune_scores_threshold(prune_scores: ct.PruneScores | Tensor, edge_count: in
     """
     is_sorted = isinstance(prune_scores, Tensor)
     descending = prune_scores if is_sorted else desc_prune_scores(prune_scores)
-    if not 0 <= edge_count <= len(descending):
+    n = whole_number(edge_count)
+    if n is None or not 0 <= n <= len(descending):
         raise InputError(
             f"A circuit of {edge_count} edges was asked for; the scores are of {len(descending)}."
         )
-    return descending[edge_count - 1] if edge_count else torch.tensor(float("inf"))
+    return descending[n - 1] if n else torch.tensor(float("inf"))
 
 
 def edge_counts_util(

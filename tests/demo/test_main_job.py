@@ -38,8 +38,8 @@ def test_the_model_prefers_each_prompts_own_name(model, report: Report) -> None:
     clean, corrupt = (difference(model, model(model.to_tokens(text))) for text in (CLEAN, CORRUPT))
     assert clean > 4
     assert corrupt < -4
-    assert report.differences["clean"] == pytest.approx(clean, abs=1e-4)
-    assert report.differences["corrupt"] == pytest.approx(corrupt, abs=1e-4)
+    assert float(report.outcome.clean) == pytest.approx(clean, abs=1e-4)
+    assert float(report.outcome.corrupt) == pytest.approx(corrupt, abs=1e-4)
 
 
 def test_each_score_is_the_effect_of_patching_the_edge_alone(model, report: Report) -> None:
@@ -49,7 +49,7 @@ def test_each_score_is_the_effect_of_patching_the_edge_alone(model, report: Repo
     assert report.n_edges == wrapped.graph.n_edges
     for row in report.table.iloc[[0, 3, -1]].to_dict("records"):
         trace = wrapped.trace(CLEAN, corrupt=CORRUPT, edges=[(row["seq_idx"], row["edge"])])
-        effect = difference(model, trace.logits) - report.differences["clean"]
+        effect = difference(model, trace.logits) - float(report.outcome.clean)
         assert row["score"] == pytest.approx(effect, abs=1e-4)
 
 
@@ -75,7 +75,19 @@ def test_the_table_is_ordered_and_holds_the_traced_edges(report: Report) -> None
 
 
 def test_the_strongest_edges_together_turn_the_answer_round(report: Report) -> None:
-    assert report.differences["patched"] < 0 < report.differences["clean"]
+    assert float(report.outcome.circuit) < 0 < float(report.outcome.clean)
+
+
+def test_what_they_do_alone_is_told_too(model, report: Report) -> None:
+    """With everything else patched, by masks written out."""
+    wrapped = ct.wrap(model, seq_len=15)
+    masks = {name: 1 - mask for name, mask in report.trace.masks.items()}
+    rest = wrapped.trace(CLEAN, corrupt=CORRUPT, masks=masks)
+    value = difference(model, rest.logits)
+    assert float(report.outcome.complement) == pytest.approx(value, abs=1e-4)
+    clean, corrupt = float(report.outcome.clean), float(report.outcome.corrupt)
+    expected = (value - corrupt) / (clean - corrupt)
+    assert report.outcome.faithfulness == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_circuit_moves_a_name_to_the_last_position(model, report: Report) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -772,45 +771,6 @@ def test_shapes_named_by_the_tests_are_the_models(name: str) -> None:
 
 
 # Ways in which a pass may go on differently than it began
-
-
-def test_two_threads_in_one_context_are_refused_and_the_last_one_is_right() -> None:
-    """The second thread's pass begins while the first is in the middle of its own."""
-    hooked = CASES["hooked LN"].build()
-    model = ct.wrap(hooked)
-    patched = model.source_outputs(CORRUPT)
-    with model.patch(patched, edges=EDGES), torch.no_grad():
-        expected = hooked(CLEAN)
-    failed: list[Exception] = []
-    in_the_middle, go_on = Event(), Event()
-
-    def wait(_module: Any, _args: Any, _output: Any) -> None:
-        if current_thread() is main_thread():
-            go_on.set()
-            other.join(20)
-        else:
-            in_the_middle.set()
-            go_on.wait(20)
-
-    def run() -> None:
-        try:
-            with torch.no_grad():
-                hooked(CLEAN)
-        except ct.InputError as error:
-            failed.append(error)
-
-    other = Thread(target=run)
-    handle = hooked.blocks[0].register_forward_hook(wait)
-    try:
-        with model.patch(patched, edges=EDGES), torch.no_grad():
-            other.start()
-            assert in_the_middle.wait(20)
-            logits = hooked(CLEAN)
-    finally:
-        handle.remove()
-    torch.testing.assert_close(logits, expected)
-    (error,) = failed
-    assert "Two threads run this model at once" in str(error)
 
 
 @pytest.mark.parametrize("first", [False, True])

@@ -343,6 +343,96 @@ results = {
 }
 """
 
+ANSWERS_AT_EVERY_POSITION = """
+import torch
+from auto_circuit.data import PromptDataLoader, PromptDataset
+from auto_circuit.metrics.prune_metrics.answer_diff import measure_answer_diff
+from auto_circuit.metrics.prune_metrics.answer_diff_percent import (
+    answer_diff_percent, measure_answer_diff_percent
+)
+from auto_circuit.metrics.prune_metrics.answer_value import measure_answer_val
+from auto_circuit.metrics.prune_metrics.correct_answer_percent import measure_correct_ans_percent
+from auto_circuit.metrics.prune_metrics.kl_div import measure_kl_div
+from auto_circuit.prune import run_circuits
+from auto_circuit.types import PatchType
+from auto_circuit.utils.graph_utils import patchable_model
+
+clean, corrupt = (one.repeat(4, 1) for one in (tokens, corrupt_tokens))
+for row in range(1, 4):  # four prompts that differ
+    clean[row, row * 3], corrupt[row, row * 3] = corrupt[row, 2], clean[row, 2]
+with torch.no_grad():
+    right, wrong = (tl_model(one)[:, 1:].argsort(-1)[..., -1:] for one in (clean, corrupt))
+    wrong = torch.where(right == wrong, (wrong + 1) % 100, wrong)
+prompts = PromptDataset(clean, corrupt, list(right), list(wrong))
+loader = PromptDataLoader(prompts, seq_len=None, diverge_idx=0, batch_size=2, shuffle=False)
+model = patchable_model(tl_model, True, "not_first_seq", separate_qkv=True)
+scores = model.new_prune_scores()
+for number, edge in enumerate(sorted(model.edges, key=lambda edge: edge.name)):
+    scores[edge.dest.module_name][edge.patch_idx] = (number * 37 % 101 - 50) / 10
+outs = run_circuits(model, loader, [0, 30, len(model.edges)], scores, PatchType.TREE_PATCH)
+means, deviations, points = answer_diff_percent(model, loader, outs, "softmax", False)
+results = {
+    "value": measure_answer_val(model, loader, outs),
+    "wrong value": measure_answer_val(model, loader, outs, "softmax", wrong_answer=True),
+    "difference": measure_answer_diff(model, loader, outs, "log_softmax"),
+    "percent": measure_answer_diff_percent(model, loader, outs),
+    "percents of each": [means, deviations, [(n, one.detach()) for n, one in points]],
+    "percents of the mean": answer_diff_percent(model, loader, outs),
+    "right": measure_correct_ans_percent(model, loader, outs),
+    "right of both": measure_correct_ans_percent(model, loader, outs, True),
+    "divergence": measure_kl_div(model, loader, outs),
+}
+"""
+
+SCORES_BY_GRADIENTS = """
+from auto_circuit.data import load_datasets_from_json
+from auto_circuit.prune import run_circuits
+from auto_circuit.prune_algos.edge_attribution_patching import edge_attribution_patching_prune_scores
+from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
+from auto_circuit.types import AblationType
+from auto_circuit.utils.graph_utils import patchable_model
+from auto_circuit.visualize import draw_seq_graph
+
+train_loader, test_loader = load_datasets_from_json(
+    tl_model, dataset, "cpu", batch_size=4, train_test_size=(8, 4), shuffle=False
+)
+model = patchable_model(tl_model, factorized=True, slice_output="last_seq", separate_qkv=True)
+attribution_scores = mask_gradient_prune_scores(
+    model=model,
+    dataloader=train_loader,
+    official_edges=None,
+    grad_function="logit",
+    answer_function="avg_diff",
+    mask_val=0.0,
+)
+found = [attribution_scores, edge_attribution_patching_prune_scores(model, train_loader, None)]
+for grad_function in ("logit", "prob", "logprob", "logit_exp"):
+    for answer_function in ("avg_diff", "avg_val"):
+        found.append(
+            mask_gradient_prune_scores(
+                model, train_loader, None, grad_function, answer_function, mask_val=0.3
+            )
+        )
+for mask_val, samples, ablation, side in (
+    (0.5, None, AblationType.ZERO, None),
+    (None, 3, AblationType.RESAMPLE, "corrupt"),
+    (None, 1, AblationType.BATCH_TOKENWISE_MEAN, "clean"),
+    (None, 2, AblationType.TOKENWISE_MEAN_CORRUPT, None),
+):
+    found.append(
+        mask_gradient_prune_scores(
+            model, train_loader, None, "logprob", "avg_diff", mask_val, samples, ablation, side
+        )
+    )
+outs = run_circuits(model, test_loader, [20], attribution_scores)
+results = {
+    "scores": found,
+    "masks": model.current_patch_masks_as_prune_scores(),
+    "circuit": {n: [of[b.key] for b in test_loader] for n, of in outs.items()},
+    "figure": draw_seq_graph(model, attribution_scores, 3.0, display_ipython=False),
+}
+"""
+
 SCRIPTS = {
     "zero ablation": ZERO_ABLATION,
     "edges over a dataset": EDGES_OVER_A_DATASET,
@@ -352,6 +442,8 @@ SCRIPTS = {
     "cached prefix": CACHED_PREFIX,
     "masks by hand": MASKS_BY_HAND,
     "mask gradients": MASK_GRADIENTS,
+    "answers at every position": ANSWERS_AT_EVERY_POSITION,
+    "scores by gradients": SCORES_BY_GRADIENTS,
 }
 
 

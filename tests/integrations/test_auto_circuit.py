@@ -51,6 +51,7 @@ def prompts(model: Any) -> tuple[Tensor, Tensor]:
     return model.to_tokens(CLEAN), model.to_tokens(CORRUPT)
 
 
+@pytest.mark.filterwarnings("ignore::circuit_trace.MaskWarning")  # beyond 0 to 1 on purpose
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_computes_what_auto_circuit_does(name: str, kind: Any, tmp_path: Path) -> None:
@@ -126,6 +127,7 @@ def test_a_bare_bridge_run_by_another_method_after_masks_changed_is_refused() ->
     assert_close(logits, model(corrupt))
 
 
+@pytest.mark.filterwarnings("ignore::circuit_trace.MaskWarning")  # beyond 0 to 1 on purpose
 def test_gradients_flow_to_the_masks_as_they_are_in_each_pass(model: ac.PatchableModel) -> None:
     clean, corrupt = prompts(model)
     edge = model.edge_name_dict[None]["MLP 0->Resid End"]

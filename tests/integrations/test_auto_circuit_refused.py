@@ -270,6 +270,52 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[Any], Any], str]] = {
         lambda m: ac.run_circuits(m, a_loader(1), [1], m.new_prune_scores()),
         "The dataloader has no batch, so no circuit ran",
     ),
+    "circuits of a name": (
+        ct.InputError,
+        lambda m: ac.run_circuits(m, a_loader(2), [1], m.new_prune_scores(), "TREE_PATCH"),  # pyright: ignore
+        "patch_type must be a PatchType; got 'TREE_PATCH'",
+    ),
+    "circuits of a part": (
+        ct.InputError,
+        lambda m: ac.run_circuits(m, a_loader(2), [0.5], m.new_prune_scores()),  # pyright: ignore
+        "A circuit of 0.5 edges was asked for; the scores are of 110",
+    ),
+    "circuits on bare tokens": (
+        ct.InputError,
+        lambda m: ac.run_circuits(m, [TOKENS], [1], m.new_prune_scores()),  # pyright: ignore
+        "Expected a PromptDataLoader, which gives PromptPairBatches; got a Tensor as a batch",
+    ),
+    "circuits ablated by name": (
+        ct.InputError,
+        lambda m: ac.run_circuits(
+            m,
+            a_loader(2),
+            [1],
+            m.new_prune_scores(),
+            ablation_type="ZERO",  # pyright: ignore
+        ),
+        r"ablation must be an AblationType \(RESAMPLE, .*\); got 'ZERO'",
+    ),
+    "an ablation by name": (
+        ct.InputError,
+        lambda m: ac.src_ablations(m, TOKENS, "ZERO"),  # pyright: ignore
+        r"ablation must be an AblationType \(RESAMPLE, .*\); got 'ZERO'",
+    ),
+    "ablations by name": (
+        ct.InputError,
+        lambda m: ac.batch_src_ablations(m, a_loader(2), "ZERO"),  # pyright: ignore
+        r"ablation must be an AblationType \(RESAMPLE, .*\); got 'ZERO'",
+    ),
+    "masks of no number": (
+        ct.InputError,
+        lambda m: ac.set_all_masks(m, float("nan")),
+        "The value of all masks must be a finite number; got nan",
+    ),
+    "no scores": (
+        ct.MaskError,
+        lambda m: ac.desc_prune_scores({}),
+        "Expected PruneScores, a dict from modules' names to tensors; got {}",
+    ),
     "circuits too large": (
         ct.InputError,
         lambda m: ac.run_circuits(m, a_loader(2), [111], m.new_prune_scores()),
@@ -290,6 +336,43 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[Any], Any], str]] = {
         lambda m: ac.edge_counts_util(m.edges, "all"),
         "test_counts must be an EdgeCounts, or a list of whole numbers or proportions; got 'all'",
     ),
+    "gradients of another function": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "odds", "avg_diff", 0.0),  # pyright: ignore
+        "grad_function must be one of logit, prob, logprob, logit_exp; got 'odds'",
+    ),
+    "gradients of another loss": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "logit", "kl", 0.0),  # pyright: ignore
+        "answer_function must be one of avg_diff, avg_val, mse; got 'kl'",
+    ),
+    "gradients nowhere": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "logit", "avg_diff"),
+        "Give either mask_val, for gradients at one value of all masks, or integrated_grad_samples",
+    ),
+    "gradients at no number": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "logit", "avg_diff", "0"),  # pyright: ignore
+        "The value of all masks must be a finite number; got '0'",
+    ),
+    "gradients twice": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(m, a_loader(2), None, "logit", "avg_diff", 0.0, 3),
+        "Give either mask_val",
+    ),
+    "half a step": (
+        ct.InputError,
+        lambda m: ac.mask_gradient_prune_scores(
+            m,
+            a_loader(2),
+            None,
+            "logit",
+            "avg_diff",
+            integrated_grad_samples=0.5,  # pyright: ignore
+        ),
+        "integrated_grad_samples must be a whole number, 1 or more; got 0.5",
+    ),
     "another function": (
         ct.InputError,
         lambda m: ac.measure_answer_val(m, [], {}, "odds"),  # pyright: ignore
@@ -309,8 +392,8 @@ def test_refused(case: str, model: ac.PatchableModel) -> None:
 
 
 ABSENT = {
-    "mask_gradient_prune_scores": r"'mask_gradient_prune_scores' finds prune scores, .* train_mask_mode",
-    "acdc_prune_scores": "finds prune scores",
+    "subnetwork_probing_prune_scores": r"finds prune scores .* mask_gradient_prune_scores is,",
+    "acdc_prune_scores": "circuit_trace.acdc is ACDC",
     "PRUNE_ALGO_DICT": "finds prune scores",
     "mask_fn_mode": "serves subnetwork probing",
     "set_mask_batch_size": "the same for all prompts of a batch",
@@ -318,7 +401,7 @@ ABSENT = {
     "TASK_DICT": "Load a model with load_tl_model",
     "ioi_true_edges": "Load a model with load_tl_model",
     "measure_prune_metrics": "work it out from what run_circuits returns",
-    "answer_diff_percent": "work it out from what run_circuits returns",
+    "measure_roc": "measure_answer_diff_percent, measure_correct_ans_percent or measure_kl_div",
     "MicroModel": "circuit_trace.Anatomy",
     "graph_edges": r"patchable_model\(...\).edges",
     "load_cache": "weights_only=True",

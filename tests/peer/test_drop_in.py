@@ -33,6 +33,7 @@ LIVE_WIDTH = 0.8
 """The width of every link that auto-circuit draws of a pass; ours is the mask."""
 
 
+@pytest.mark.filterwarnings("ignore::circuit_trace.MaskWarning")  # beyond 0 to 1 on purpose
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_same_results(name: str, tmp_path: Path) -> None:
     theirs = results_of_the_peer(name, tmp_path)

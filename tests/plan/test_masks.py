@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import circuit_trace as ct
 from circuit_trace.graph import Graph
 from circuit_trace.plan import check_scores, make_plan, score_shape
 from circuit_trace.plan.masks import mask_makers
-from tests.models import shared
+from tests.models import shared, tokens
 
 PLAIN = ct.wrap(shared("hooked LN"), verify=False)
 AT_3 = ct.wrap(shared("hooked LN"), seq_len=3, verify=False)
@@ -238,3 +239,113 @@ def test_a_score_of_the_wrong_shape_names_the_module_that_has_it() -> None:
         ct.MaskError, match=r"of 'blocks\.1\.hook_mlp_in' .* expected \(10,\) .* got \(3,\)"
     ):
         check_scores(PLAIN.graph, scores, "The scores")
+
+
+def said(call: Callable[[], Any]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert all(one.category is ct.MaskWarning for one in caught)
+    return [str(one.message) for one in caught]
+
+
+WHAT_TO_DO = (
+    ". A mask says how far an edge is patched, from 0 (current) to 1 (patched); beyond, the change is "
+    "exaggerated. Scores are no masks: ct.circuit(scores, n_edges=...) makes masks of them. Where this "
+    "is meant, ignore ct.MaskWarning."
+)
+
+
+def scores_at(*values: float) -> ct.PruneScores:
+    """Scores of the edges into the last MLP, the others 0."""
+    scores = full(0.0)
+    scores["blocks.1.hook_mlp_in"][: len(values)] = torch.tensor(values)
+    return scores
+
+
+OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {
+    "raw scores": (
+        {"masks": scores_at(0.5, 3.2, -0.01, 1.0)},
+        "2 of 4 masks are outside 0 to 1, first A0.0->MLP 1 = 3.2",
+    ),
+    "all of them": (
+        {"masks": full(-1.0)},
+        f"{PLAIN.n_edges} of {PLAIN.n_edges} masks are outside 0 to 1, first Resid Start->A0.0.Q = -1",
+    ),
+    "half precision": (
+        {"masks": {"blocks.0.hook_mlp_in": torch.tensor([0, 2, 0, 0, 0]).half()}},
+        "1 of 1 masks are outside 0 to 1, first A0.0->MLP 0 = 2",
+    ),
+    "whole numbers": (
+        {"masks": {"blocks.0.hook_mlp_in": torch.tensor([0, 0, 7, 0, 1])}},
+        "1 of 2 masks are outside 0 to 1, first A0.1->MLP 0 = 7",
+    ),
+    "by name": (
+        {"edges": {EDGE: 1.5, "MLP 0->Resid End": 0.5}},
+        "1 of 2 masks are outside 0 to 1, first A0.1->A1.2.Q = 1.5",
+    ),
+    "by node": (
+        {"nodes": {"MLP 1": -0.25}},
+        "1 of 1 masks are outside 0 to 1, first MLP 1->Resid End = -0.25",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_masks_outside_0_to_1_are_said(kind: str) -> None:
+    given, start = OUTSIDE[kind]
+    model = ct.wrap(shared("hooked LN"))
+    outputs = model.source_outputs(tokens(2))
+    for call in (
+        lambda: model.patch(outputs, **given),
+        lambda: model.trace(tokens(1), corrupt=tokens(2), **given),
+    ):
+        assert said(call) == [start + WHAT_TO_DO]
+
+
+def test_the_position_is_said() -> None:
+    masks = full(0.0, model=AT_3)
+    masks[Q][1, 2, 2] = 4.0
+    outputs = AT_3.source_outputs(tokens(2)[:, :3])
+    (text,) = said(lambda: AT_3.patch(outputs, masks=masks))
+    assert text == f"1 of 1 masks are outside 0 to 1, first {EDGE} @1 = 4" + WHAT_TO_DO
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"masks": full(1.0)},
+        {"masks": full(0.0)},
+        {"masks": scores_at(1 + 1e-7, -1e-8, 0.3)},
+        {"masks": {name: mask.requires_grad_() for name, mask in full(1.2).items()}},
+        {"edges": {EDGE: torch.nn.Parameter(torch.tensor(-0.1))}},
+        {"edges": [EDGE]},
+    ],
+    ids=["ones", "zeros", "but for rounding", "that learn", "one that learns", "an edge"],
+)
+def test_other_masks_are_taken_without_a_word(given: dict[str, Any]) -> None:
+    outputs = PLAIN.source_outputs(tokens(2))
+    assert said(lambda: PLAIN.patch(outputs, **given)) == []
+
+
+def test_masks_that_learn_are_said_where_they_do_not() -> None:
+    outputs = PLAIN.source_outputs(tokens(2))
+    learning = torch.nn.Parameter(torch.tensor(1.2))
+    masks = {name: mask.requires_grad_() for name, mask in full(1.2).items()}
+    for given in ({"edges": {EDGE: learning, "MLP 0->Resid End": 5.0}}, {"masks": masks}):
+        with torch.no_grad():
+            (text,) = said(lambda given=given: PLAIN.patch(outputs, **given))
+        assert text.endswith(WHAT_TO_DO)
+    (text,) = said(lambda: PLAIN.patch(outputs, edges={EDGE: learning, "MLP 0->Resid End": 5.0}))
+    assert text == "1 of 1 masks are outside 0 to 1, first MLP 0->Resid End = 5" + WHAT_TO_DO
+
+
+def test_a_circuit_of_the_scores_is_what_was_meant() -> None:
+    scores = scores_at(0.5, 3.2, -0.01, 1.0)
+    outputs = PLAIN.source_outputs(tokens(2))
+    chosen = ct.circuit(scores, n_edges=2, prune=False)
+    assert said(lambda: PLAIN.patch(outputs, masks=chosen)) == []
+    assert [str(edge) for edge in make_plan(PLAIN.graph, outputs, None, chosen).edges()] == [
+        "A0.0->MLP 1",
+        "A0.2->MLP 1",
+    ]

@@ -26,6 +26,7 @@ def names(plan: Any) -> list[str]:
     return [str(edge) for edge in plan.edges()]
 
 
+@pytest.mark.filterwarnings("ignore::circuit_trace.MaskWarning")  # beyond 0 to 1 on purpose
 def test_edges_of_a_plan_are_those_at_a_mask_or_named() -> None:
     assert names(make_plan(MODEL.graph, outputs(), {END: 0.0, EDGE: 0.5}, None)) == [EDGE, END]
     scores = {

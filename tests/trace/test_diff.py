@@ -38,7 +38,7 @@ PAIRS: dict[str, Callable[[ct.PatchableModel], tuple[ct.Trace, ct.Trace]]] = {
 
 
 def norm(tensor: torch.Tensor, row: pd.Series) -> float:
-    return float((tensor if row["seq_idx"] is pd.NA else tensor[row["seq_idx"]]).norm())
+    return float(tensor[row["at"]].norm())
 
 
 @pytest.mark.parametrize("seq_len", [None, SEQ])
@@ -51,6 +51,13 @@ def test_every_number(name: str, pair: str, seq_len: int | None) -> None:
     for _, row in table.sample(40, random_state=0).iterrows():
         at = None if row["seq_idx"] is pd.NA else row["seq_idx"]
         one, other = (trace.edge(row["edge"], at) for trace in (first, second))
+        change = (other.received - one.received)[1].norm(dim=-1)
+        if at is None:
+            # Where it changes most: the first position only if nothing changes elsewhere.
+            largest = change[1:].max() if change[1:].any() else change.max()
+            assert change[row["at"]] == pytest.approx(float(largest), rel=1e-4)
+        else:
+            assert row["at"] == at
         expected = {
             "mask": one.mask,
             "other_mask": other.mask,
@@ -76,8 +83,8 @@ def test_a_pass_does_not_differ_from_itself() -> None:
 
 def test_means_over_the_batch() -> None:
     diff = wrapped("hooked LN").trace(CLEAN).diff(wrapped("hooked LN").trace(OTHER))
-    mean = diff.table(batch_idx="mean")
-    each = [diff.table(batch_idx=b) for b in range(2)]
+    mean = diff.table(batch_idx="mean", at="last")
+    each = [diff.table(batch_idx=b, at="last") for b in range(2)]
     for column in ("current_change", "received_norm", "other_current_norm"):
         expected = (each[0][column] + each[1][column]) / 2
         assert mean[column].tolist() == pytest.approx(expected.tolist(), rel=1e-5), column

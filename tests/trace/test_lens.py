@@ -70,7 +70,7 @@ def test_projections_on_two_tokens_use_the_scale_that_the_model_computed(name: s
     along = bare.W_U[:, FIRST] - bare.W_U[:, SECOND]
     expected = (outputs / seen["hook_scale"][1, 4] * weight) @ along
     row = trace.table(batch_idx=1, direction=(FIRST, SECOND)).iloc[0]
-    got = torch.tensor([row["current_projection"], row["patched_projection"]])
+    got = torch.tensor([row["clean_projection"], row["received_projection"]])
     torch.testing.assert_close(got, expected.detach().float(), rtol=1e-4, atol=1e-5)
 
 
@@ -100,7 +100,9 @@ def test_top_tokens_are_those_of_the_logits_of_the_change(name: str) -> None:
         CLEAN, corrupt=CORRUPT, edges={(2, "A0.1->A1.2.Q"): 1.0, (5, "A0.3->Resid End"): 0.0}
     )
     listed = list(trace.edges)
-    for edge, (raised, lowered) in zip(listed, top_tokens(trace, listed, 1, 3), strict=True):
+    at = torch.tensor([edge.seq_idx for edge in listed])
+    found = top_tokens(trace, listed, 1, 3, ("current", "patched"), at)
+    for edge, (raised, lowered) in zip(listed, found, strict=True):
         delta = trace.edge(edge.name, edge.seq_idx).delta
         assert delta is not None
         shares = Lens.of(trace, 1).logits(delta[1, edge.seq_idx][None], [edge.seq_idx])[0]
@@ -113,7 +115,7 @@ def test_top_tokens_are_those_of_the_logits_of_the_change(name: str) -> None:
 def test_top_tokens_without_a_patch_are_those_of_the_output() -> None:
     trace = wrapped("hooked LN").trace(CLEAN)
     edge = trace.graph.edge("A0.1->Resid End")
-    ((raised, _),) = top_tokens(trace, [edge], 0, 1)
+    ((raised, _),) = top_tokens(trace, [edge], 0, 1, None, torch.tensor([-1]))
     shares = Lens.of(trace, 0).logits(trace.current["A0.1"][0, -1][None], [SEQ - 1])[0]
     assert raised[0][0] == str(int(shares.argmax()))
 
@@ -121,14 +123,15 @@ def test_top_tokens_without_a_patch_are_those_of_the_output() -> None:
 def test_means_over_the_batch() -> None:
     trace = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
     listed = list(trace.edges)
-    every = [edge_numbers(trace, listed, b, direction=(FIRST, SECOND)) for b in range(trace.batch)]
-    mean = edge_numbers(trace, listed, "mean", direction=(FIRST, SECOND))
-    for field in ("current_projection", "patched_projection"):
+    ask: dict[str, Any] = {"direction": (FIRST, SECOND), "at": "last"}
+    every = [edge_numbers(trace, listed, b, **ask) for b in range(trace.batch)]
+    mean = edge_numbers(trace, listed, "mean", **ask)
+    for field in ("before_projection", "after_projection"):
         expected = torch.stack([getattr(one, field) for one in every]).mean(0)
         torch.testing.assert_close(getattr(mean, field), expected)
-    deltas = [trace.edge(listed[0].name).delta[b, -1] for b in range(trace.batch)]
+    deltas = [trace.edge(listed[0].name).effect[b, -1] for b in range(trace.batch)]
     shares = [Lens.of(trace, b).logits(d[None], [SEQ - 1])[0] for b, d in enumerate(deltas)]
-    ((raised, _), *_) = top_tokens(trace, listed, "mean", 1)
+    ((raised, _), *_) = top_tokens(trace, listed, "mean", 1, mean.pair, mean.at)
     assert raised[0][0] == str(int(torch.stack(shares).mean(0).argmax()))
 
 
@@ -142,7 +145,7 @@ def test_the_table_names_tokens_as_text_where_there_is_a_tokenizer() -> None:
     by_text = trace.table(direction=ANSWERS, n_tokens=2)
     ids = tuple(int(model.to_tokens(name)[0, -1]) for name in ANSWERS)
     by_id = trace.table(direction=ids)
-    assert by_text["current_projection"].tolist() == by_id["current_projection"].tolist()
+    assert by_text["clean_projection"].tolist() == by_id["clean_projection"].tolist()
     assert all(isinstance(token, str) and token for token in by_text["promotes"][0])
     assert ANSWERS[0].strip() in Direction.read(trace, ANSWERS).name
 

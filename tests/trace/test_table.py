@@ -13,6 +13,8 @@ import circuit_trace as ct
 from tests.models import TYPICAL, copy_of, oracle, shared, tokens, wrapped
 from tests.oracle import Ask
 
+pytestmark = pytest.mark.filterwarnings("ignore::circuit_trace.MaskWarning")  # as EDGES on purpose
+
 SEQ = 6
 CLEAN, CORRUPT = tokens(1, seq=SEQ), tokens(2, seq=SEQ)
 COLUMNS = [
@@ -24,49 +26,59 @@ COLUMNS = [
     "dest_layer",
     "dest_head",
     "seq_idx",
+    "at",
     "token",
     "mask",
+    "clean_norm",
     "current_norm",
     "patched_norm",
+    "received_norm",
     "delta_norm",
     "cosine",
-    "received_norm",
 ]
 EDGES = {"A0.1->A1.2.Q": 1.0, "A0.1->Resid End": -0.5, "A0.3->MLP 1": 0.5, "MLP 0->Resid End": 0.0}
 
 
-def expected_row(name: str, source: str, batch_idx: int, seq_idx: int | None, edges: dict) -> dict:
-    """Norms and cosine from the oracle's activations of the same patched pass."""
+def expected_row(name: str, edge: str, batch_idx: int, at: int | None, edges: dict) -> dict:
+    """Norms, and Δ and cosine of clean and received, from the oracle's activations of the same
+    passes, at a position or (None) that of the largest change but the first."""
     second = oracle(name)
+    source = edge.split("->")[0]
     corrupt = second.run(CORRUPT).wrote
     asks = [Ask(*edge.split("->"), None, mask) for edge, mask in edges.items()]
     current = second.run(CLEAN, corrupt, asks).wrote[source][batch_idx]
+    clean = second.run(CLEAN).wrote[source][batch_idx]
     patched = corrupt[source][batch_idx]
-    if seq_idx is not None:
-        current, patched = current[seq_idx], patched[seq_idx]
-    norms = float(current.norm()), float(patched.norm())
+    mask = edges[edge]
+    received = (1 - mask) * current + mask * patched
+    if at is None:
+        at = 1 + int((received - clean)[1:].norm(dim=-1).argmax())
+    found = {"clean": clean, "current": current, "patched": patched, "received": received}
+    here = {which: vector[at] for which, vector in found.items()}
+    between = torch.nn.functional.cosine_similarity(here["clean"], here["received"], dim=0)
     return {
-        "current_norm": norms[0],
-        "patched_norm": norms[1],
-        "delta_norm": float((patched - current).norm()),
-        "cosine": float((current * patched).sum()) / (norms[0] * norms[1]),
+        "at": at,
+        **{f"{which}_norm": float(vector.norm()) for which, vector in here.items()},
+        "delta_norm": float((here["received"] - here["clean"]).norm()),
+        "cosine": float(between),
     }
 
 
 @pytest.mark.parametrize("batch_idx", [0, 1])
 @pytest.mark.parametrize("name", TYPICAL)
-def test_norms_over_all_positions(name: str, batch_idx: int) -> None:
-    trace = wrapped(name).trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
+def test_norms_where_an_edge_changes_most(name: str, batch_idx: int) -> None:
+    edges = {edge: mask for edge, mask in EDGES.items() if mask}  # at mask 0 all may tie at nothing
+    trace = wrapped(name).trace(CLEAN, corrupt=CORRUPT, edges=edges)
     table = trace.table(batch_idx=batch_idx)
     assert list(table.columns) == COLUMNS
-    assert list(table["edge"]) == sorted(EDGES, key=list(e.name for e in trace.graph.edges).index)
+    assert list(table["edge"]) == sorted(edges, key=list(e.name for e in trace.graph.edges).index)
     for _, row in table.iterrows():
         assert row["edge"] == f"{row['src']}->{row['dest']}"
-        assert row["mask"] == EDGES[row["edge"]]
+        assert row["mask"] == edges[row["edge"]]
         assert row["seq_idx"] is pd.NA
         assert row["token"] is None
-        for column, value in expected_row(name, row["src"], batch_idx, None, EDGES).items():
-            assert row[column] == pytest.approx(value, rel=1e-4), (row["edge"], column)
+        for column, value in expected_row(name, row["edge"], batch_idx, None, edges).items():
+            assert row[column] == pytest.approx(value, rel=1e-4, abs=1e-5), (row["edge"], column)
 
 
 @pytest.mark.parametrize("name", TYPICAL)
@@ -76,16 +88,18 @@ def test_norms_at_positions(name: str) -> None:
     table = trace.table(batch_idx=1)
     got = list(zip(table["seq_idx"], table["edge"], table["mask"], strict=True))
     assert got == [(0, "A0.3->MLP 1", 0.5), (4, "A0.1->A1.2.Q", 1.0), (5, "A0.3->MLP 1", 0.25)]
+    assert table["at"].tolist() == table["seq_idx"].tolist()
     for _, row in table.iterrows():
         # The sources stand before every patched destination: nothing patched changes them.
-        for column, value in expected_row(name, row["src"], 1, row["seq_idx"], {}).items():
+        edges = {row["edge"]: row["mask"]}
+        for column, value in expected_row(name, row["edge"], 1, row["seq_idx"], edges).items():
             assert row[column] == pytest.approx(value, rel=1e-4), (row["edge"], column)
 
 
 def test_column_types() -> None:
     table = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
     assert table["seq_idx"].dtype == pd.Int64Dtype()
-    for column in COLUMNS[9:]:
+    for column in COLUMNS[10:]:
         assert table[column].dtype.kind == "f", column
     assert isinstance(table.index, pd.RangeIndex)
 
@@ -113,30 +127,28 @@ def test_every_edge_of_every_position() -> None:
     assert len(table) == model.n_edges
     assert list(table["seq_idx"]) == [edge.seq_idx for edge in model.edges]
     whole = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT).table().set_index("edge")
-    by_edge = table.groupby("edge")
-    squares = by_edge["delta_norm"].apply(lambda norms: math.sqrt((norms**2).sum()))
-    assert squares["A0.1->A1.2.Q"] == pytest.approx(
-        whole.loc["A0.1->A1.2.Q", "delta_norm"], rel=1e-5
-    )
+    largest = table[table["at"] > 0].groupby("edge")["delta_norm"].max()
+    for edge in ("A0.1->A1.2.Q", "Resid Start->MLP 1"):
+        assert whole.loc[edge, "delta_norm"] == pytest.approx(largest[edge], rel=1e-5)
 
 
 def ablated_row(ablation: ct.AblationType) -> tuple[pd.Series, ct.Trace]:
     trace = wrapped("hooked LN").trace(CLEAN, edges=["A0.1->Resid End"], ablation=ablation)
-    return trace.table(batch_idx=1).iloc[0], trace
+    return trace.table(batch_idx=1, at="last").iloc[0], trace
 
 
 def test_a_mean_that_every_prompt_shares() -> None:
     row, trace = ablated_row(ct.AblationType.BATCH_TOKENWISE_MEAN)
     current = trace.current["A0.1"]
     patched = current.mean(0)
-    assert row["patched_norm"] == pytest.approx(float(patched.norm()), rel=1e-5)
-    assert row["delta_norm"] == pytest.approx(float((patched - current[1]).norm()), rel=1e-5)
+    assert row["patched_norm"] == pytest.approx(float(patched[-1].norm()), rel=1e-5)
+    assert row["delta_norm"] == pytest.approx(float((patched - current[1])[-1].norm()), rel=1e-5)
 
 
 def test_zero_points_nowhere() -> None:
     row, trace = ablated_row(ct.AblationType.ZERO)
     assert row["patched_norm"] == 0
-    assert row["delta_norm"] == pytest.approx(float(trace.current["A0.1"][1].norm()), rel=1e-5)
+    assert row["delta_norm"] == pytest.approx(float(trace.current["A0.1"][1, -1].norm()), rel=1e-5)
     assert math.isnan(row["cosine"])
 
 
@@ -159,9 +171,9 @@ def test_tokens_stand_beside_their_positions() -> None:
 
 def test_wider_types_are_tabled_in_single_precision() -> None:
     model = ct.wrap(copy_of(shared("hooked LN")).to(torch.bfloat16))
-    table = model.trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
-    expected = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table()
-    for column in COLUMNS[10:]:
+    table = model.trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table(at="last")
+    expected = wrapped("hooked LN").trace(CLEAN, corrupt=CORRUPT, edges=EDGES).table(at="last")
+    for column in COLUMNS[11:]:
         assert table[column].tolist() == pytest.approx(expected[column].tolist(), rel=0.1, abs=0.1)
 
 
@@ -183,9 +195,8 @@ def test_masks_of_another_type(dtype: torch.dtype) -> None:
 def test_received_norms(seq_len: int | None) -> None:
     trace = wrapped("hooked LN", seq_len).trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
     for _, row in trace.table(batch_idx=1).iterrows():
-        at = None if seq_len is None else row["seq_idx"]
-        received = trace.edge(row["edge"], at).received[1]
-        expected = received.norm() if at is None else received[at].norm()
+        received = trace.edge(row["edge"], None if seq_len is None else row["at"]).received[1]
+        expected = received[row["at"]].norm()
         assert row["received_norm"] == pytest.approx(float(expected), rel=1e-4), row["edge"]
 
 
@@ -193,7 +204,7 @@ def test_means_over_the_batch() -> None:
     trace = wrapped("hooked LN", SEQ).trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
     mean = trace.table(batch_idx="mean")
     each = [trace.table(batch_idx=b) for b in range(trace.batch)]
-    for column in COLUMNS[9:]:
+    for column in COLUMNS[11:]:
         expected = sum(table[column].to_numpy() for table in each) / len(each)
         assert mean[column].to_numpy() == pytest.approx(expected, rel=1e-5), column
     assert mean["token"].isna().all()

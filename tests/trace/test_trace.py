@@ -215,7 +215,7 @@ def test_it_outlives_the_wrapper_and_lets_it_go(name: str) -> None:
     del model, hooked_model
     gc.collect()
     check_same(before, everything(trace))
-    assert trace.table().shape == (3, 15)
+    assert trace.table().shape == (3, 17)
     assert gone() is None, "a record must not keep the model alive"
 
 

@@ -250,6 +250,20 @@ def test_an_empty_picture_has_no_axes(page: Watched) -> None:
     assert page.page.locator(".xtick, .ytick, .gridlayer path").count() == 0
 
 
+@pytest.mark.parametrize("orientation", ["h", "v"])
+@pytest.mark.parametrize("seq_len", [None, SEQ])
+def test_what_an_empty_picture_says_lies_within_it(
+    page: Watched, seq_len: int | None, orientation: Any
+) -> None:
+    drawn = wrapped(seq_len).trace(tokens(1)).draw(orientation=orientation, show_all_seq_pos=True)
+    seen = page.draw(drawn)["annotations"]
+    (note,) = (one for one in seen if one["lines"][0].startswith("No edge has"))
+    assert " ".join(note["lines"]).endswith("score_threshold=0 and width='received' draw it.")
+    assert Rect(*note["rect"]).inside(drawn.layout.width, drawn.layout.height)
+    others = [Rect(*one["rect"]) for one in seen if one is not note]
+    assert not any(Rect(*note["rect"]).overlaps(other) for other in others)
+
+
 # Where Plotly draws things
 
 GEOMETRY: dict[str, tuple[int, int, dict[str, Any]]] = {

@@ -84,7 +84,9 @@ def test_without_scores_the_last_pass_is_drawn() -> None:
     for drawn in (ct.draw_seq_graph(model), ct.draw_seq_graph(trace), trace.draw()):
         assert link_names(drawn) == [EDGE]
         assert drawn.data[0].link.value == (0.5,)
-        assert len(drawn.data[0].link.label[0].split("<br>")) == 4
+        lines = drawn.data[0].link.label[0].split("<br>")
+        assert lines[3].startswith("clean→received: ‖Δ‖ ")
+        assert lines[4].startswith("numbers of position ")
 
 
 @pytest.mark.parametrize("what", ["model", "traced model", "trace"])
@@ -638,8 +640,9 @@ def test_a_model_that_is_not_wrapped() -> None:
 @pytest.mark.parametrize("show_all", [False, True])
 @pytest.mark.parametrize("seq_len", [None, SEQ])
 def test_nothing_above_the_threshold_says_so(seq_len: int | None, show_all: bool) -> None:
+    below = f"{seq_len} patched edges" if seq_len else "1 patched edge"
     said = {
-        f"No edge has |mask| ≥ 2.00. Below the threshold of 2.00: {seq_len or 1} patched edges.": (
+        f"No edge has |mask| ≥ 2.00. Below the threshold of 2.00: {below}.": (
             known_trace({EDGE: 1.0}, seq_len)
         ),
         "No edge has |mask| ≥ 2.00. Nothing was patched in this pass; score_threshold=0 and "
@@ -761,11 +764,15 @@ def words(drawn: go.Figure) -> str:
 def test_labels_and_widths_say_what_they_are() -> None:
     trace = known_trace({EDGE: 0.5})
     direction = [0.0, 1.0, 0.0, 0.0, 0.0]
-    assert "‖current‖→‖patched‖ Δ‖patched − current‖ (mask)" in words(trace.draw())
+    said = "‖current‖→‖patched‖ Δ‖patched − current‖, at the position (@) of"
+    assert f"{said} its largest change; its mask in brackets." in words(trace.draw())
     text = words(trace.draw(label="projection", width="projection", direction=direction))
-    assert "Width: |what patching adds along the direction|" in text
-    assert "current→patched along the direction (mask)" in text
-    assert "takes away" in text
+    assert "Width: |patched − current| along the direction." in text
+    assert (
+        "current→patched along the direction, at the last position (@); its mask in brackets."
+        in text
+    )
+    assert "the change takes away along the direction" in text
     assert "Width: ‖received‖" in words(trace.draw(width="received", batch_idx="mean"))
     assert f"Means over the batch of {BATCH}." in words(trace.draw(batch_idx="mean"))
     own = trace.draw(label=lambda flow: f"{flow.edge.name}!")
@@ -859,7 +866,7 @@ def test_edges_named_at_mask_0_are_drawn_and_those_below_the_threshold_counted()
     trace = known_trace({EDGE: 1.0, "A0.3->MLP 1": 0.0, "A0.2->MLP 1": 0.005})
     drawn = trace.draw()
     assert link_names(drawn) == [EDGE, "A0.3->MLP 1"]
-    assert "Below the threshold of 0.01: 1 patched edges." in words(drawn)
+    assert "Below the threshold of 0.01: 1 patched edge." in words(drawn)
 
 
 def test_of_equal_masks_those_that_change_most_are_labelled() -> None:
@@ -872,7 +879,7 @@ def test_of_equal_masks_those_that_change_most_are_labelled() -> None:
     ranked = sorted(change.values(), reverse=True)
     written = [text for text in shown if "Δ" in text and "→" in text and "‖" not in text]
     assert len(written) >= 1
-    least = min(float(text.rpartition("Δ")[2]) for text in written)
+    least = min(float(text.rpartition("Δ")[2].split(" @")[0]) for text in written)
     assert least == pytest.approx(ranked[39], rel=0.01)
 
 

@@ -20,9 +20,12 @@ from circuit_trace.visualize.edges import (
     LiveStyle,
     hidden_counts,
     live_edges,
+    live_numbers,
     numbers_above,
     score_edges,
+    score_numbers,
 )
+from circuit_trace.visualize.text import number
 from tests.models import tokens
 from tests.visualize.pictures import SEQ, graph, known_trace, scores, wrapped
 
@@ -51,9 +54,16 @@ def test_a_live_label(mask: float) -> None:
     """The edge's name, then the activation, then the norms, then the mask."""
     trace = known_trace({(4, EDGE): mask}, SEQ)
     drawn = [one for one in live_edges(trace, 0.0, 0) if one.edge == trace.graph.edge(EDGE, 4)]
+    received = math.hypot((1 - mask) * 45, (1 - mask) * 60 - mask * 90, mask * 120)
     assert the_edge(drawn).label.split("<br>") == [
-        EDGE, LABELS[mask], "‖current‖ 75, ‖patched‖ 150, ‖Δ‖ 197, cosine -0.48", f"mask {mask:.2f}"
-    ]  # fmt: skip
+        EDGE,
+        LABELS[mask],
+        # In a pass that patches nothing, clean is what is current.
+        ("" if mask else "‖clean‖ 75, ")
+        + f"‖current‖ 75, ‖patched‖ 150, ‖received‖ {number(received)}",
+        f"{'current' if mask else 'clean'}→patched: ‖Δ‖ 197, cosine -0.48",
+        f"mask {mask:.2f}",
+    ]
     shown = "" if mask in (0.0, 1.0) else f" ({mask:.2f})"
     assert the_edge(drawn).short == f"Q 75→150 Δ197{shown}"
     assert the_edge(drawn).weight == mask
@@ -67,12 +77,14 @@ def test_the_color_says_what_was_received(mask: float, color: str) -> None:
 
 
 def test_a_live_label_of_all_positions_says_so() -> None:
-    """Values are the last position's; norms run over all six, √91 times the first."""
+    """All are those of the last position, where this edge changes most: six times the first."""
     label = the_edge(live_edges(known_trace({EDGE: 1.0}), 0.01, 0)).label
     assert label.split("<br>") == [
         EDGE,
-        "patched [0, -108, 144, 0, …] (last position; norms over all)",
-        "‖current‖ 143, ‖patched‖ 286, ‖Δ‖ 376, cosine -0.48",
+        "patched [0, -108, 144, 0, …]",
+        "‖current‖ 90, ‖patched‖ 180, ‖received‖ 180",
+        "current→patched: ‖Δ‖ 237, cosine -0.48",
+        "numbers of position 5",
         "mask 1.00",
     ]
 
@@ -95,27 +107,28 @@ def test_live_labels_agree_with_the_trace(seq_len: int | None) -> None:
     assert len(drawn) == 4 * (seq_len or 1)
     for one in drawn:
         flow = trace.edge(one.edge.name, one.edge.seq_idx)
-        at = slice(None) if seq_len is None else one.edge.seq_idx
         shown = {0.0: flow.current, 1.0: flow.patched}.get(flow.mask, flow.received)
-        name, values, norms, mask = one.label.split("<br>")
-        first = shown[1, -1 if seq_len is None else one.edge.seq_idx, :4].tolist()
+        name, values, norms, change, *where, mask = one.label.split("<br>")
+        at = one.edge.seq_idx
+        if at is None:
+            at = int(where[0].removeprefix("numbers of position "))
+            effects = flow.effect[1].norm(dim=-1)
+            assert float(effects[at]) == pytest.approx(float(effects[1:].max()), rel=1e-5)
         assert name == one.edge.name
         read = values[values.index("[") + 1 : values.index(", …]")].split(", ")
-        assert [float(value) for value in read] == pytest.approx(first, rel=6e-3)
-        current, patched, delta, cosine = norms.split(", ")
-        assert float(delta.removeprefix("‖Δ‖ ")) == pytest.approx(
-            float(flow.delta[1, at].norm()), rel=6e-3
+        assert [float(value) for value in read] == pytest.approx(
+            shown[1, at, :4].tolist(), rel=6e-3
         )
-        angle = torch.cosine_similarity(
-            flow.current[1, at].flatten(), flow.patched[1, at].flatten(), dim=0
-        )
-        assert float(cosine.removeprefix("cosine ")) == pytest.approx(float(angle), rel=6e-3)
-        assert float(current.removeprefix("‖current‖ ")) == pytest.approx(
-            float(flow.current[1, at].norm()), rel=6e-3
-        )
-        assert float(patched.removeprefix("‖patched‖ ")) == pytest.approx(
-            float(flow.patched[1, at].norm()), rel=6e-3
-        )
+        for part, vector in zip(
+            norms.split(", "), (flow.clean, flow.current, flow.patched, flow.received), strict=True
+        ):
+            assert float(part.split("‖ ")[1]) == pytest.approx(
+                float(vector[1, at].norm()), rel=6e-3
+            )
+        delta, cosine = change.removeprefix("clean→received: ‖Δ‖ ").split(", cosine ")
+        assert float(delta) == pytest.approx(float(flow.effect[1, at].norm()), rel=6e-3)
+        angle = torch.cosine_similarity(flow.clean[1, at], flow.received[1, at], dim=0)
+        assert float(cosine) == pytest.approx(float(angle), rel=6e-3, abs=1e-3)
         assert float(mask.removeprefix("mask ")) == flow.mask == masks[name]
 
 
@@ -123,8 +136,10 @@ def test_a_pass_with_nothing_patched_shows_what_is_current() -> None:
     trace = known_trace({}, patched=None)
     drawn = live_edges(trace, 0.0, 0)
     assert len(drawn) == trace.graph.n_edges
-    assert drawn[0].label.split("<br>")[2:] == ["‖current‖ 47.7", "mask 0.00"]
-    assert drawn[0].short == "Q 47.7"
+    assert drawn[0].label.split("<br>")[2:] == [
+        "‖current‖ 30", "numbers of position 5", "mask 0.00"
+    ]  # fmt: skip
+    assert drawn[0].short == "Q 30 @5"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -153,7 +168,7 @@ def test_no_label_is_the_dump_of_a_tensor() -> None:
     trace = model.trace(tokens(1), corrupt=tokens(2), masks=everything)
     for one in live_edges(trace, 0.01, 0):
         lines = one.label.split("<br>")
-        assert len(lines) == 4
+        assert len(lines) == 6
         assert max(map(len, lines)) < 90
         assert "tensor" not in one.label
         assert lines[1].count(",") == 4  # four values and the ellipsis
@@ -268,7 +283,7 @@ def test_a_function_of_ones_own_labels_edges() -> None:
 
 @pytest.mark.parametrize(
     ("width", "expected"),
-    [("mask", 0.5), ("delta", 15 * math.sqrt(173)), ("projection", 0.5 * -150),
+    [("mask", 0.5), ("delta", 15 * math.sqrt(173)), ("projection", -150),
      ("received", 15 * math.sqrt(1.5**2 + 1 + 4**2))],
 )  # fmt: skip
 def test_what_a_width_stands_for(width: str, expected: float) -> None:
@@ -290,8 +305,9 @@ def test_the_strongest_scores_are_kept_in_the_graphs_order() -> None:
     values = {"A0.0->MLP 0": 0.2, EDGE: -0.9, "A0.3->MLP 1": 0.5, "MLP 0->Resid End": 0.5}
     kept = score_edges(graph(), scores(values), 0.01, max_edges=2)
     assert [one.edge.name for one in kept] == [EDGE, "A0.3->MLP 1"]  # of equals the earlier
-    assert hidden_counts(graph(), scores(values), 0.01, kept) == {None: 2}
-    assert hidden_counts(graph(), scores(values), 0.3, kept) == {None: 1}
+    for threshold, n_hidden in ((0.01, 2), (0.3, 1)):
+        found = score_numbers(graph(), scores(values), threshold)
+        assert hidden_counts(graph(), found, kept) == {None: n_hidden}
 
 
 def test_of_equal_masks_the_largest_changes_are_kept() -> None:
@@ -302,7 +318,7 @@ def test_of_equal_masks_the_largest_changes_are_kept() -> None:
     assert {(one.edge.name, one.edge.seq_idx) for one in kept} == {
         ("MLP 0->MLP 1", 5), ("MLP 0->MLP 1", 4), ("MLP 0->MLP 1", 3)
     }  # fmt: skip
-    assert hidden_counts(trace.graph, trace.masks, 0.01, kept) == {
+    assert hidden_counts(trace.graph, live_numbers(trace, 0.01), kept) == {
         0: 3, 1: 3, 2: 3, 3: 2, 4: 2, 5: 2
     }  # fmt: skip
 

@@ -60,16 +60,18 @@ def expected(trace: ct.Trace, place: int) -> dict[str, float]:
     """An edge's numbers, computed from its own tensors."""
     edge, p = flow(trace, place)
     now, then, got = edge.current[0, p], edge.patched[0, p], edge.received[0, p]
-    mask = float(edge.mask)
+    clean = edge.clean[0, p]
     return {
+        "clean": float(clean.norm()),
+        "effect": float((got - clean).norm()),
         "current": float(now.norm()),
         "patched": float(then.norm()),
         "delta": float((then - now).norm()),
         "received": float(got.norm()),
-        "mask": mask,
-        "cosine": float(torch.cosine_similarity(now, then, dim=0)),
+        "mask": float(edge.mask),
+        "cosine": float(torch.cosine_similarity(clean, got, dim=0)),
         "score": list(SCORES.values())[place],
-        "projection": float(mask * ((then - now) @ DIRECTION)),
+        "projection": float((got - clean) @ DIRECTION),
     }
 
 
@@ -109,7 +111,7 @@ def test_columns_hold_what_the_edges_carried(trace: ct.Trace) -> None:
         for name, value in expected(trace, place).items():
             assert columns[name][place] == pytest.approx(value, rel=1e-4, abs=1e-4), name
         edge, position = flow(trace, place)
-        for name, vector in (("current_values", edge.current), ("patched_values", edge.patched)):
+        for name, vector in (("clean_values", edge.clean), ("received_values", edge.received)):
             assert columns[name][place] == pytest.approx(
                 vector[0, position, :4].tolist(), rel=1e-4, abs=1e-5
             )
@@ -149,7 +151,7 @@ def test_edges_are_named_as_elsewhere(edges: Any, names: list[str] | None) -> No
     assert specification(trace, edges=edges)["edges"]["name"] == names
 
 
-@pytest.mark.parametrize("by", ["delta", "score", "current"])
+@pytest.mark.parametrize("by", ["effect", "score", "current"])
 def test_the_strongest_edges_go_into_the_page(by: str) -> None:
     patched = None if by == "current" else tokens(2)
     trace = wrapped(SEQ).trace(tokens(1), corrupt=patched, edges=None if patched is None else MASKS)
@@ -164,7 +166,7 @@ def test_the_strongest_edges_go_into_the_page(by: str) -> None:
         smallest = float(sizes[-50])
     else:
         flows = [trace.edge(edge.name, edge.seq_idx) for edge in all_edges]
-        vectors = [one.current if patched is None else one.delta for one in flows]
+        vectors = [one.current if patched is None else one.effect for one in flows]
         pairs = zip(vectors, all_edges, strict=True)
         smallest = sorted(float(v[0, edge.seq_idx].norm()) for v, edge in pairs)[-50]
     shown = [abs(value) for value in spec["edges"][by]]

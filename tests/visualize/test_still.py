@@ -53,13 +53,13 @@ READ = """root => {
 
 
 def curve(errors: float = 0.2, n_sizes: int = 4) -> Faithfulness:
-    """Faithfulness from 0 to 1 over sizes 0.1 % to 100 %, of two prompts."""
+    """Faithfulness from 0 to 1 over circuits of 5 to all 5,000 edges, of two prompts."""
     height = torch.linspace(0, 1, n_sizes)
     values = torch.stack([height - errors, height + errors], dim=1)
     fractions = (0.001, 0.03, 0.2, 1.0)[-n_sizes:]
-    counts = tuple(round(1000 * one) for one in fractions)
+    counts = tuple(round(5000 * one) for one in fractions)
     ends = torch.ones(2), torch.zeros(2)
-    return Faithfulness("logit_diff", "complement", "top", fractions, counts, 1000, values, *ends)
+    return Faithfulness("logit_diff", "complement", "top", fractions, counts, 5000, values, *ends)
 
 
 FIGURES: dict[str, Callable[[], go.Figure]] = {

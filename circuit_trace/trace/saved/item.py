@@ -29,6 +29,11 @@ class Item:
             raise FormatError(f"The file's {self.where} has no {name!r}, which Trace.save writes.")
         return Item(self.value[name], f"{self.where}.{name}")
 
+    def maybe(self, name: str) -> Item | None:
+        """A field that older files do not have, or that is null: None."""
+        is_there = isinstance(self.value, dict) and self.value.get(name) is not None
+        return self[name] if is_there else None
+
     @property
     def optional(self) -> Item | None:
         """This, None where the value is null."""

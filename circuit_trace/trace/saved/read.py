@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from circuit_trace.hooks import N_DIRECTIONS, Read
 from circuit_trace.plan import AblationType, Plan, SiteOutput, SourceOutputs, check_scores
 from circuit_trace.trace.about import MOST_NESTED, About, plain
 from circuit_trace.trace.lens import Lens, SavedLenses
+from circuit_trace.trace.outcome import MEASURED, Outcome, Patch
 from circuit_trace.trace.saved.container import Content
 from circuit_trace.trace.saved.item import Item
 from circuit_trace.trace.saved.store import DTYPES
@@ -125,7 +126,49 @@ def trace_of(content: Content) -> Trace:
         unembed=unembed,
         head_tensors=_heads(data["heads"], current, tensors),
         about=_about(data["about"]),
+        real=_real(data.maybe("real"), tensors, batch, seq),
+        outcome=_outcome(data.maybe("outcome"), batch),
     )
+
+
+def _real(item: Item | None, tensors: _Tensors, batch: int, seq: int) -> Tensor | None:
+    """Which positions are no padding."""
+    if item is None:
+        return None
+    real = tensors.take(item, INTEGERS, (batch, seq))
+    if not _within(real, 0, 1) or not bool(real.any(1).all()):
+        item.refuse("0 and 1, with a 1 for each prompt")
+    return real.bool()
+
+
+def _outcome(item: Item | None, batch: int) -> Outcome | None:
+    """How a metric came out."""
+    if item is None:
+        return None
+    values = {
+        name: torch.tensor(
+            [_number(one) for one in found.entries(batch, batch)], dtype=torch.float64
+        )
+        for name in MEASURED
+        if (found := item.maybe(name)) is not None
+    }
+    if "clean" not in values:
+        item.refuse("a metric of the clean prompts, at least")
+    answers, patch = item.maybe("answers"), item.maybe("patch")
+    pair = None if answers is None else [one.whole(0) for one in answers.entries(2, 2)]
+    return Outcome(
+        item["metric"].text(),
+        patch=None if patch is None else cast(Patch, patch.text(get_args(Patch))),
+        answers=None if pair is None else (pair[0], pair[1]),
+        **values,
+    )
+
+
+def _number(item: Item) -> float:
+    try:
+        return float(item.text())
+    except ValueError:
+        item.refuse("a number, as text")
 
 
 def _about(item: Item) -> About:
@@ -237,12 +280,15 @@ def _plan(item: Item, graph: Graph, current: SourceOutputs, tensors: _Tensors) -
     if named is not None and not _within(named, 0, graph.n_edges - 1):
         item["named"].refuse(f"numbers of edges, from 0 to {graph.n_edges - 1}")
     numbers = () if named is None else tuple(named.tolist())
-    patched = item["patched"].optional
-    if patched is not None:
-        # A mean or zero is the same for every prompt or position.
-        lengths = (current.batch, 1), (current.seq, 1)
-        patched = _outputs(patched, graph, tensors, lengths, current.sites[0].d_model)
-    return Plan(graph, checked, numbers, patched)
+    # A mean or zero is the same for every prompt or position.
+    lengths = (current.batch, 1), (current.seq, 1)
+    patched, clean = (
+        None if one is None else _outputs(one, graph, tensors, lengths, current.sites[0].d_model)
+        for one in (item.maybe("patched"), item.maybe("clean"))
+    )
+    keeps = item.maybe("keeps")
+    is_kept = keeps is not None and keeps.flag()
+    return Plan(graph, checked, numbers, patched, clean=clean, keeps=is_kept)
 
 
 def _token_strings(

@@ -19,6 +19,7 @@ from circuit_trace.hooks import Read
 from circuit_trace.plan import Plan, SiteOutput, SourceOutputs, project
 from circuit_trace.trace.about import About
 from circuit_trace.trace.lens import Lens
+from circuit_trace.trace.outcome import MEASURED, Outcome
 from circuit_trace.trace.saved.container import Content
 from circuit_trace.trace.saved.store import TensorStore
 from circuit_trace.trace.saved.vocabulary import NO_TOKEN
@@ -81,8 +82,24 @@ def content_of(trace: Trace, options: Options) -> Content:
             for name, tensors in trace.head_tensors.items()
         },
         "unembed": _unembed(trace, store) if options.unembed else None,
+        "real": store.put("real positions", None if trace.real is None else trace.real.int()),
+        "outcome": None if trace.outcome is None else _outcome(trace.outcome),
     }
     return Content(data, store.tensors)
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    values = {name: getattr(outcome, name) for name in MEASURED}
+    return {
+        "metric": outcome.metric,
+        "patch": outcome.patch,
+        "answers": None if outcome.answers is None else list(outcome.answers),
+        # As text: JSON has no infinity.
+        **{
+            name: None if one is None else [repr(float(value)) for value in one]
+            for name, one in values.items()
+        },
+    }
 
 
 def _about(about: About) -> dict[str, Any]:
@@ -131,6 +148,7 @@ class _OutputsWriter:
 
     def __init__(self, trace: Trace, store: TensorStore, factored: bool | None) -> None:
         every = [trace.current, *(plan.patched for plan in trace.plans)]
+        every += [plan.clean for plan in trace.plans]
         self._store = store
         self._sites = {
             id(site): site for outputs in every if outputs is not None for site in outputs.sites
@@ -187,6 +205,8 @@ def _plan(where: str, plan: Plan, store: TensorStore, outputs: _OutputsWriter) -
         },
         "named": store.put(f"{where}, named edges", named),
         "patched": None if plan.patched is None else outputs.write(where, plan.patched),
+        "clean": None if plan.clean is None else outputs.write(f"{where}, clean", plan.clean),
+        "keeps": plan.keeps,
     }
 
 

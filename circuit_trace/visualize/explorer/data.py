@@ -13,15 +13,25 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode, Edge, Edges, SrcNode
 from circuit_trace.plan import EdgesArg, PruneScores, check_scores, flat_scores
 from circuit_trace.plan.masks import mask_makers
-from circuit_trace.trace import BatchIdx, Direction, EdgeNumbers, Trace, edge_numbers, top_tokens
+from circuit_trace.trace import (
+    BatchIdx,
+    Direction,
+    EdgeNumbers,
+    Trace,
+    edge_numbers,
+    pair_of,
+    top_tokens,
+)
 from circuit_trace.trace import Tokens as TopTokens
 from circuit_trace.visualize.edges import N_TOKENS, N_VALUES, strongest
 from circuit_trace.visualize.text import visible
 
 QUANTITIES = {
+    "effect": "‖effect‖, received − clean",
+    "clean": "‖clean‖",
     "current": "‖current‖",
     "patched": "‖patched‖",
-    "delta": "‖Δ‖, patched − current",
+    "delta": "‖patched − current‖",
     "received": "‖received‖",
     "mask": "mask",
     "score": "score",
@@ -29,8 +39,10 @@ QUANTITIES = {
 }
 """What the widths of links can stand for, and what that is called."""
 
-PATCHED_ONLY = ("patched", "delta", "received", "mask")
+PATCHED_ONLY = ("patched", "delta", "mask")
 """Where nothing is patched in, these say nothing that the current output does not say."""
+CHANGED_ONLY = ("effect", "clean", "received")
+"""Likewise where nothing is patched."""
 
 Tokens = list[list[Any]]
 """Pairs of a token and a number."""
@@ -53,7 +65,7 @@ def specification(
     >>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
     >>> found = specification(trace)
     >>> found["edges"]["name"], found["edges"]["mask"], found["opens_with"]
-    (['A1.0->Resid End'], [1.0], 'delta')
+    (['A1.0->Resid End'], [1.0], 'effect')
 
     Returns:
         `positions` and `nodes`, to which the columns `position`, `source` and `target` of `edges`
@@ -62,9 +74,12 @@ def specification(
     """
     trace.check_batch_idx(batch_idx)
     along = None if direction is None else Direction.read(trace, direction)
-    names = (
-        QUANTITIES if along is None else {**QUANTITIES, "projection": f"projection on {along.name}"}
-    )
+    pair = pair_of(trace)
+    at = "last" if along is not None and trace.graph.seq_len is None else None
+    names = dict(QUANTITIES)
+    if along is not None:
+        what = "current" if pair is None else f"{pair[1]} − {pair[0]}"
+        names["projection"] = f"{what} along {along.name}"
     graph = trace.graph
     candidates = (trace.edges or graph.edges).numbers
     if edges is not None:
@@ -72,7 +87,7 @@ def specification(
     score_of = (
         None if scores is None else flat_scores(graph, check_scores(graph, scores, "The scores"))
     )
-    opens_with = "delta" if trace.patched is not None else "current"
+    opens_with = {None: "current", ("clean", "received"): "effect"}.get(pair, "delta")
     opens_with = opens_with if scores is None else "score"
     chosen = candidates
     if len(candidates) > max_edges:
@@ -80,10 +95,11 @@ def specification(
             strengths = score_of[torch.tensor(candidates)]
         else:
             all_numbers = edge_numbers(trace, Edges(graph, candidates), batch_idx)
-            strengths = getattr(all_numbers, f"{opens_with}_norm")
+            strengths = all_numbers.current_norm if pair is None else all_numbers.delta_norm
         chosen = [candidates[place] for place in strongest(strengths, max_edges)]
     listed = [graph.edge_at(number) for number in chosen]
-    columns = _columns(edge_numbers(trace, listed, batch_idx, N_VALUES, along))
+    numbers = edge_numbers(trace, listed, batch_idx, N_VALUES, along, at=at)
+    columns = _columns(trace, listed, batch_idx, numbers)
     if score_of is not None:
         columns["score"] = score_of[torch.tensor(chosen, dtype=torch.long)]
     nodes, units = _nodes(listed)
@@ -94,8 +110,12 @@ def specification(
         "quantities": [
             [key, name]
             for key, name in names.items()
-            if key in columns and (trace.patched is not None or key not in PATCHED_ONLY)
+            if key in columns
+            and (trace.patched is not None or key not in PATCHED_ONLY)
+            and (trace.is_patched or key not in CHANGED_ONLY)
         ],
+        "compared": None if pair is None else list(pair),
+        "outcome": None if trace.outcome is None else str(trace.outcome),
         "opens_with": opens_with if opens_with in columns else "current",
         "left_out": len(candidates) - len(chosen),
         "d_model": trace.current.sites[0].d_model,
@@ -105,34 +125,48 @@ def specification(
             "target": [units[edge.dest.unit] for edge in listed],
             "position": [positions.index(edge.seq_idx) for edge in listed],
             **{name: _rounded(column.tolist()) for name, column in columns.items()},
-            **_token_columns(_top_tokens(trace, listed, batch_idx)),
+            **({} if graph.seq_len is not None else _where(trace, numbers, batch_idx)),
+            **_token_columns(_top_tokens(trace, listed, batch_idx, numbers)),
         },
     }
 
 
-def _columns(numbers: EdgeNumbers) -> dict[str, Tensor]:
+def _columns(
+    trace: Trace, edges: Sequence[Edge], batch_idx: BatchIdx, numbers: EdgeNumbers
+) -> dict[str, Tensor]:
     """The numbers that a page shows, by name."""
-    columns = {
-        "mask": numbers.mask,
-        "current": numbers.current_norm,
-        "patched": numbers.patched_norm,
-        "delta": numbers.delta_norm,
-        "received": numbers.received_norm,
-        "cosine": numbers.cosine,
-        "current_values": numbers.current_values,
-        "patched_values": numbers.patched_values,
-        "projection": numbers.current_projection,
-        "current_projection": numbers.current_projection,
-        "patched_projection": numbers.patched_projection,
-    }
-    if numbers.patched_values is None:
-        del columns["patched"], columns["delta"], columns["received"], columns["cosine"]
-    elif numbers.current_projection is not None and numbers.patched_projection is not None:
-        # What patching adds along the direction: an edge that carries its own output adds nothing.
-        columns["projection"] = numbers.mask * (
-            numbers.patched_projection - numbers.current_projection
-        )
+    pair, at = numbers.pair, numbers.at
+    columns: dict[str, Tensor | None] = {"mask": numbers.mask, "current": numbers.current_norm}
+    if trace.patched is not None:
+        now = edge_numbers(trace, edges, batch_idx, compare=("current", "patched"), at=at)
+        columns |= {"patched": numbers.patched_norm, "delta": now.delta_norm}
+        columns["received"] = numbers.received_norm
+    if trace.is_patched and trace.clean is not None:
+        columns["clean"] = numbers.clean_norm
+        columns["effect"] = edge_numbers(
+            trace, edges, batch_idx, compare=("clean", "received"), at=at
+        ).delta_norm
+    if pair is not None:
+        columns["cosine"] = numbers.cosine
+        columns[f"{pair[0]}_values"] = numbers.before_values
+    columns[f"{'current' if pair is None else pair[1]}_values"] = numbers.after_values
+    if numbers.after_projection is not None:
+        columns |= {
+            "projection": numbers.projected,
+            "before_projection": numbers.before_projection,
+            "after_projection": numbers.after_projection,
+        }
     return {name: column for name, column in columns.items() if column is not None}
+
+
+def _where(trace: Trace, numbers: EdgeNumbers, batch_idx: BatchIdx) -> dict[str, list[Any]]:
+    """The position that each edge's numbers are taken at, and its token."""
+    tokens = None if batch_idx == "mean" else trace.token_strings(batch_idx)
+    at = numbers.at.tolist()
+    found: dict[str, list[Any]] = {"at": [one if one >= 0 else None for one in at]}
+    if tokens is not None:
+        found["at_token"] = [None if one < 0 else visible(tokens[one]) for one in at]
+    return found
 
 
 def _nodes(edges: Sequence[Edge]) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -158,11 +192,11 @@ def _positions(
 
 
 def _top_tokens(
-    trace: Trace, edges: Sequence[Edge], batch_idx: BatchIdx
+    trace: Trace, edges: Sequence[Edge], batch_idx: BatchIdx, numbers: EdgeNumbers
 ) -> list[tuple[TopTokens, TopTokens]] | None:
     """The tokens that each edge promotes and suppresses most, None where that cannot be known."""
     try:
-        return top_tokens(trace, edges, batch_idx, N_TOKENS)
+        return top_tokens(trace, edges, batch_idx, N_TOKENS, numbers.pair, numbers.at)
     except InputError:  # no unembedding is known, or its weights were changed since
         return None
 

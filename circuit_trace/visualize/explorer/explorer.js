@@ -108,28 +108,42 @@ function list(listed) {
 
 const vector = values =>
   `[${values.map(number).join(", ")}${values.length < spec.d_model ? ", …" : ""}]`;
-const tokens = pairs =>
+const tokens = pairs => pairs.length === 0 ? "nothing: no logit changes" :
   make("ul", { class: "tokens" }, ...pairs.map(([token, by]) =>
     make("li", {}, make("bdi", {}, token), ` ${number(by)}`)));
-const fromTo = (now, then) =>
-  then === undefined ? number(now) : `${number(now)} → ${number(then)}`;
+const fromTo = (before, after) =>
+  before === undefined ? number(after) : `${number(before)} → ${number(after)}`;
+const compared = spec.compared === null ? "" : `, ${spec.compared.join(" → ")}`;
 
 /** What is said of an edge: names, the columns they need, and how they are written. */
 const FACTS = [
   ["mask", "mask", number],
+  ["‖clean‖", "clean", number],
   ["‖current‖", "current", number],
   ["‖patched‖", "patched", number],
-  ["‖Δ‖", "delta", number],
   ["‖received‖", "received", number],
-  ["cosine", "cosine", number],
+  ["‖received − clean‖", "effect", number],
+  ["‖patched − current‖", "delta", number],
+  [`cosine${compared}`, "cosine", number],
   ["score", "score", number],
-  ["projection", "current_projection", (now, edge) =>
-    fromTo(now, edges.patched_projection?.[edge])],
-  ["current", "current_values", vector],
-  ["patched", "patched_values", vector],
+  [`projection${compared}`, "after_projection", (after, edge) =>
+    fromTo(edges.before_projection?.[edge], after)],
+  ...["clean", "current", "patched", "received"].map(name => [name, `${name}_values`, vector]),
   ["promotes", "promotes", tokens],
   ["suppresses", "suppresses", tokens],
 ];
+
+/** Where an edge's numbers are taken: its position, or one of an edge that has all. */
+function placeOf(edge) {
+  const { seq_idx, token } = positions[edges.position[edge]];
+  if (seq_idx !== null) {
+    return [`Position ${seq_idx}`, ...(token === null ? [] : [", token ", make("bdi", {}, token)])];
+  }
+  const at = edges.at[edge], atToken = edges.at_token?.[edge] ?? null;
+  if (at === null) return ["All positions; the numbers are those of each prompt's last."];
+  return [`All positions; the numbers are those of position ${at}`,
+    ...(atToken === null ? [] : [", token ", make("bdi", {}, atToken)])];
+}
 
 function showDetails() {
   const details = $("details"), edge = state.edge;
@@ -139,18 +153,14 @@ function showDetails() {
       "what flows in and out of it."));
     return;
   }
-  const position = positions[edges.position[edge]];
   const facts = FACTS.filter(([, column]) => edges[column]).flatMap(([name, column, write]) =>
     [make("dt", {}, name), make("dd", {}, write(edges[column][edge], edge))]);
-  const where = position.seq_idx === null
-    ? "All positions: norms and cosine over all of them, the rest at the last."
-    : `Position ${position.seq_idx}` + (position.token === null ? "" : ", token ");
   const close = make("button", { type: "button", class: "close", "aria-label": "Close" }, "×");
   close.addEventListener("click", () => choose(null));
   details.replaceChildren(
     close,
     make("h2", {}, edges.name[edge]),
-    make("p", {}, where, ...(position.token === null ? [] : [make("bdi", {}, position.token)])),
+    make("p", {}, ...placeOf(edge)),
     make("dl", {}, ...facts));
 }
 
@@ -311,6 +321,8 @@ function listen() {
   }).observe($("diagram"));
 }
 
+$("outcome").hidden = spec.outcome === null;
+$("outcome").textContent = spec.outcome ?? "";
 addControls();
 listen();
 showDetails();

@@ -11,7 +11,12 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from circuit_trace.visualize.edges import LIVE_LEGEND, PROJECTION_LEGEND, SCORE_LEGEND
+from circuit_trace.visualize.edges import (
+    CURRENT_PROJECTION_LEGEND,
+    LIVE_LEGEND,
+    PROJECTION_LEGEND,
+    SCORE_LEGEND,
+)
 from circuit_trace.visualize.sankey import Theme
 from circuit_trace.visualize.spec import NODE_NAMES
 
@@ -20,16 +25,20 @@ MARK = re.compile(r"\{\{(\w+)\}\}")
 
 def render(spec: dict[str, Any], theme: Theme) -> str:
     """The whole page as text; the same specification gives the same bytes."""
+    projection = PROJECTION_LEGEND if spec["compared"] else CURRENT_PROJECTION_LEGEND
     look = {
         "nodes": theme.nodes,
         "node_names": NODE_NAMES,
         "link_alpha": theme.link_alpha,
         "legends": {
-            quantity: [(theme.link(color), name) for color, name in legend]
+            quantity: [
+                (theme.link(color), name.format(direction="the direction"))
+                for color, name in legend
+            ]
             for quantity, legend in {
                 "mask": LIVE_LEGEND,
                 "score": SCORE_LEGEND,
-                "projection": PROJECTION_LEGEND,
+                "projection": projection,
             }.items()
         },
     }

@@ -52,8 +52,11 @@ class Axis:
 
     def _text(self, value: float) -> str:
         value = round(value, 12) + 0.0
-        percent = str(self.style.get("tickformat", "")).endswith("%")
-        return f"{value * 100:.6g}%" if percent else f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+        form = str(self.style.get("tickformat", ""))
+        if form.endswith("%"):
+            return f"{value * 100:.6g}%"
+        text = f"{value:,.0f}" if form == ",d" else f"{value:.6g}"
+        return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _scaled(style: Mapping[str, Any], value: float) -> float:
