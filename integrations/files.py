@@ -15,7 +15,7 @@ from circuit_trace.errors import FormatError
 from circuit_trace.file_kinds import is_safetensors, kind_of
 from circuit_trace.files import checked_path, refusing, writing
 from circuit_trace.graph import Graph
-from circuit_trace.plan import PruneScores
+from circuit_trace.plan import EdgeScores, PruneScores
 
 from .acdc import is_acdc, read_acdc, write_acdc
 from .dot import read_dot, write_dot
@@ -124,7 +124,7 @@ def load_scores(
         where, select = _in_folder(where, select), None
     data = read_bytes(where)
     try:
-        return _read(data, model, graph, in_graph, select, groups)
+        return EdgeScores(_read(data, model, graph, in_graph, select, groups))
     except FormatError as error:
         raise FormatError(f"{str(where)!r}: {error}") from error
 

@@ -17,7 +17,7 @@ import circuit_trace as ct
 from circuit_trace import cli
 from circuit_trace.cli.words import in_shell_words
 from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
-from circuit_trace.visualize import write
+from circuit_trace.visualize import images, write
 from tests.models import CASES, N_HEADS, wrapped
 
 EDGES = ["A1.0->Resid End", "MLP 0->A1.*.V = 0.5"]
@@ -48,8 +48,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def no_browser(_figure: object, path: Path, _scale: float) -> None:
-    raise ct.FigureError(write.NO_BROWSER.format(suffix=path.suffix))
+def no_browser(_figure: object, path: Path, *_more: object) -> None:
+    raise ct.FigureError(images.NO_BROWSER.format(suffix=path.suffix))
 
 
 def run(capsys: Printed, *arguments: str) -> str:
@@ -71,7 +71,7 @@ def scores_of(model: ct.PatchableModel, path: str) -> dict[str, torch.Tensor]:
 def test_demo_prints_the_table_and_names_the_files(
     capsys: Printed, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "_write_image", no_browser)
+    monkeypatch.setattr(write, "write_image", no_browser)
     printed = run(capsys, "demo", "--top", "3", "--out", "pics")
     header = next(line for line in printed.splitlines() if "current_norm" in line)
     assert header.split() == [
@@ -256,7 +256,7 @@ def test_draw_scores_and_traces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[object] = []
-    monkeypatch.setattr(write, "_write_image", lambda figure, path, scale: drawn.append(figure))
+    monkeypatch.setattr(write, "write_image", lambda figure, *_: drawn.append(figure))
     scores_of(model, "scores.json")
     trace.save("pass.trace")
     for file in ("scores.json", "pass.trace"):

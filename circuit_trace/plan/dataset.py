@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.plan.ablation import AblationType
 from circuit_trace.plan.outputs import SiteOutput
 from circuit_trace.plan.prompts import Prompts
+from circuit_trace.progress import tqdm
 
 BAR_AFTER_SECONDS = 2.0
 """A progress bar appears only where the dataset takes longer than this."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode
@@ -24,6 +23,7 @@ from circuit_trace.plan import (
     make_plan,
     unflat_scores,
 )
+from circuit_trace.progress import tqdm
 from circuit_trace.score.exact import BAR_DELAY, ROWS, check_rows
 from circuit_trace.score.groups import EdgeGroup, changes, edge_groups, metrics_of_rows
 from circuit_trace.score.metrics import Metric, read_metric

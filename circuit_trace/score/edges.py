@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import same_every_time
@@ -21,6 +20,7 @@ from circuit_trace.plan import (
     SourceOutputs,
     unflat_scores,
 )
+from circuit_trace.progress import tqdm
 from circuit_trace.score.exact import BAR_DELAY, exact_scores
 from circuit_trace.score.gradients import logits_of
 from circuit_trace.score.methods import METHODS, Method, Task

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import whole_number
@@ -22,6 +21,7 @@ from circuit_trace.plan import (
     SourceOutputs,
     unflat_scores,
 )
+from circuit_trace.progress import tqdm
 from circuit_trace.score.groups import (
     EdgeGroup,
     changes,

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from circuit_trace.errors import CircuitTraceError, InputError
 from circuit_trace.graph import Graph, whole_number
@@ -22,6 +21,7 @@ from circuit_trace.plan import (
     SourceOutputs,
     unflat_scores,
 )
+from circuit_trace.progress import tqdm
 from circuit_trace.score.circuit import as_n_edges
 from circuit_trace.score.exact import BAR_DELAY
 from circuit_trace.score.metrics import Metric, read_metric
@@ -167,6 +167,14 @@ class Faithfulness:
         from circuit_trace.visualize import draw_faithfulness
 
         return draw_faithfulness(self, file_path=file_path, **options)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What a notebook shows: the curve."""
+        try:
+            picture = self.draw(display_ipython=False)._repr_mimebundle_(include, exclude)
+        except CircuitTraceError:  # such as a metric on which faithfulness has no scale
+            picture = {}
+        return {**picture, "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         return (

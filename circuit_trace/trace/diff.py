@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuit_trace.errors import InputError
+from circuit_trace.errors import CircuitTraceError, InputError
 from circuit_trace.graph import Edges
 from circuit_trace.plan import EdgesArg, Plan, flat_scores, select
 from circuit_trace.trace.numbers import BatchIdx, edge_numbers
@@ -184,6 +184,14 @@ class TraceDiff:
         masks = [flat_scores(graph, one.masks)[rows.numbers].double() for one in both]
         weights = torch.stack([torch.ones_like(masks[0]), masks[1], masks[0]], dim=1)
         return _Products(products, which, weights)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What a notebook shows: what changed, as a picture."""
+        try:
+            picture = self.draw()._repr_mimebundle_(include, exclude)
+        except CircuitTraceError:  # records that cannot be drawn any more still have a name
+            picture = {}
+        return {**picture, "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         return f"<TraceDiff: {len(self._edges):,} edges of {self.trace!r} and {self.other!r}>"

@@ -423,10 +423,10 @@ class Trace:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """What a notebook shows: the picture, in the way that Plotly has found to suit it."""
         try:
-            picture = self.draw()._repr_mimebundle_(include, exclude) or {}
+            picture = self.draw()._repr_mimebundle_(include, exclude)
         except CircuitTraceError:  # a record that cannot be drawn any more still has a name
             picture = {}
-        return {"text/plain": repr(self), **picture}
+        return {**picture, "text/plain": repr(self)}
 
     def token_strings(self, batch_idx: int = 0) -> list[str] | None:
         """The traced prompt's tokens as text, None where the model has no tokenizer."""

@@ -31,6 +31,7 @@ from circuit_trace.visualize.edges import (
     score_edges,
     score_numbers,
 )
+from circuit_trace.visualize.notebook import show_in_ipython
 from circuit_trace.visualize.options import (
     MAX_EDGES,
     WHAT_LABELS_SAY,
@@ -57,7 +58,7 @@ from circuit_trace.visualize.spec import (
     lone_panel,
 )
 from circuit_trace.visualize.text import escape, mask_text
-from circuit_trace.visualize.write import File, show_in_ipython, write
+from circuit_trace.visualize.write import File, write
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel

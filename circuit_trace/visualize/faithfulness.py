@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError, InputError
 from circuit_trace.score.faithfulness import Faithfulness
+from circuit_trace.visualize.notebook import Figure, show_in_ipython
 from circuit_trace.visualize.options import ThemeName, check_size, theme_named
 from circuit_trace.visualize.sankey import FONT, Theme, rgba
 from circuit_trace.visualize.text import escape
-from circuit_trace.visualize.write import File, show_in_ipython, write
+from circuit_trace.visualize.write import File, write
 
 PALETTES = {
     "light": (
@@ -90,7 +91,7 @@ def draw_faithfulness(
     check_size(size)
     named = {"": curves} if isinstance(curves, Faithfulness) else curves
     _check(named)
-    figure = go.Figure(layout=_layout(named, colors, size, log))
+    figure = Figure(layout=_layout(named, colors, size, log))
     for place, (name, curve) in enumerate(named.items()):
         color, symbol = (all_[place % len(all_)] for all_ in (PALETTES[theme], SYMBOLS))
         figure.add_traces(_curve(name, curve, color, symbol))

@@ -12,6 +12,7 @@ from circuit_trace.anatomy import NodeKind
 from circuit_trace.visualize.companion import FONT_SIZE, HEADER_HEIGHT, ROW_HEIGHT, Table
 from circuit_trace.visualize.edges import APPEARED, CURRENT, NEGATIVE, POSITIVE
 from circuit_trace.visualize.layout import NODE_THICKNESS, Point
+from circuit_trace.visualize.notebook import Figure
 from circuit_trace.visualize.spec import (
     HEADING_HEIGHT,
     NAME_SIZE,
@@ -110,7 +111,7 @@ def sankey(
     )
 
 
-def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> go.Figure:
+def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> Figure:
     """The whole diagram as a Plotly figure, independent of Plotly's global template."""
     bottom = diagram.bottom_margin
     top = TOP_MARGIN + (HEADING_HEIGHT if diagram.headings else 0)
@@ -140,7 +141,7 @@ def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> go.Figure:
         if panel.links
     ]
     tables = [] if diagram.table is None else [_table(diagram, diagram.table, theme)]
-    return go.Figure(data=[*traces, *tables], layout=layout)
+    return Figure(data=[*traces, *tables], layout=layout)
 
 
 def _table(diagram: Diagram, table: Table, theme: Theme) -> go.Table:

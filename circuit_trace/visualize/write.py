@@ -1,8 +1,7 @@
-"""Write a figure to a file by its extension, and show it where there is something to show it in."""
+"""Write a figure to a file by its extension."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import plotly.graph_objects as go
 from circuit_trace.errors import FigureError
 from circuit_trace.files import checked_path, writing
 from circuit_trace.visualize.graph_text import dot, mermaid
+from circuit_trace.visualize.images import bitmap_scale, size_of, write_image
 from circuit_trace.visualize.spec import SHORT_SIZE, Diagram
 
 IMAGES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
@@ -22,12 +22,6 @@ FORMATS = (".html", ".json", *IMAGES, *GRAPHS)
 
 SMALLEST_POINTS = 5
 """Smaller text is hard to read on paper."""
-
-NO_BROWSER = (
-    "Pictures such as {suffix} are drawn by Kaleido, which needs Chrome or Chromium on this machine "
-    "and found none that starts. Install one (Debian: apt-get install chromium; anywhere: "
-    "plotly_get_chrome), or write .html, which needs none."
-)
 
 
 def check_path(file_path: str | Path) -> Path:
@@ -82,8 +76,8 @@ def write(figure: go.Figure, diagram: Diagram | None, file: File) -> None:
     """Write the figure, or its diagram as text; the folder is made.
 
     Raises:
-        FigureError: An image was asked for and there is no browser to draw it, a graph of a figure
-            that is none, or the folder or file cannot be written.
+        FigureError: An image was asked for and no browser draws it, or it is too large for one, a
+            graph of a figure that is none, or the folder or file cannot be written.
     """
     path, suffix = file.path, file.path.suffix.lower()
     if suffix in GRAPHS and diagram is None:
@@ -100,16 +94,16 @@ def write(figure: go.Figure, diagram: Diagram | None, file: File) -> None:
         elif suffix in GRAPHS and diagram is not None:
             unfinished.write_text(GRAPHS[suffix](diagram), encoding="utf-8")
         else:
-            _write_image(figure, unfinished, _scale(figure, file))
+            write_image(figure, unfinished, path, _scale(figure, file))
 
 
 def _scale(figure: go.Figure, file: File) -> float:
     """How much larger than its pixels a picture is; a pixel is 1/96 inch on paper."""
     if file.path.suffix.lower() not in (".pdf", ".svg"):
-        return 2.0
+        return bitmap_scale(size_of(figure), file.path)
     if file.page_width is None:
         return 1.0
-    scale = file.page_width * 96 / figure.layout["width"]
+    scale = file.page_width * 96 / size_of(figure)[0]
     points = SHORT_SIZE * scale * 0.75
     if points < SMALLEST_POINTS:
         warnings.warn(
@@ -118,23 +112,3 @@ def _scale(figure: go.Figure, file: File) -> float:
             stacklevel=5,
         )
     return scale
-
-
-def _write_image(figure: go.Figure, path: Path, scale: float) -> None:
-    from choreographer.errors import ChromeNotFoundError
-
-    try:
-        figure.write_image(path, scale=scale)
-    except (RuntimeError, ChromeNotFoundError) as error:
-        if "chrome" in str(error).lower() or isinstance(error, ChromeNotFoundError):
-            raise FigureError(NO_BROWSER.format(suffix=path.suffix.lower())) from error
-        raise
-
-
-def show_in_ipython(figure: go.Figure) -> None:
-    """Display the figure in a running IPython; a plain script shows nothing and opens nothing."""
-    ipython = sys.modules.get("IPython")
-    if ipython is not None and ipython.get_ipython() is not None:
-        from IPython.display import display
-
-        display(figure)

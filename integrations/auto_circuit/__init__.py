@@ -18,11 +18,10 @@ AUTO_CIRCUIT.md, beside this folder, says what is called what, and what differs.
 
 from typing import Any
 
-from tqdm.auto import tqdm as tqdm
-
 from circuit_trace.model import OutputSlice as OutputSlice
 from circuit_trace.plan import AblationType as AblationType
 from circuit_trace.plan import PruneScores as PruneScores
+from circuit_trace.progress import tqdm as tqdm
 from circuit_trace.visualize import draw_seq_graph as draw_seq_graph
 from circuit_trace.visualize import net_viz as net_viz
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import circuit_trace as ct
 from circuit_trace.errors import InputError, MaskError
 from circuit_trace.plan.ablation import check_ablation
 from circuit_trace.plan.dataset import BAR_AFTER_SECONDS
 from circuit_trace.plan.masks import check_scores
+from circuit_trace.progress import tqdm
 
 from .ablations import src_ablations
 from .data import BatchKey, PromptDataLoader, batches_of

@@ -15,6 +15,7 @@ from circuit_trace.errors import AnatomyError, InputError
 from circuit_trace.graph import EdgeSpec, Graph
 from circuit_trace.model import OutputSlice
 from circuit_trace.plan.masks import mask_makers, score_shape
+from circuit_trace.plan.scores import EdgeScores
 
 from .absent import why_absent
 from .nodes import (
@@ -255,9 +256,9 @@ class PatchableModel(nn.Module):
 
     def new_prune_scores(self, init_val: float = 0.0) -> ct.PruneScores:
         """Scores of every edge, all of one value."""
-        return {
-            name: torch.full_like(mask.data, init_val) for name, mask in self.patch_masks.items()
-        }
+        return EdgeScores(
+            {name: torch.full_like(mask.data, init_val) for name, mask in self.patch_masks.items()}
+        )
 
     def circuit_prune_scores(
         self,
@@ -288,11 +289,13 @@ class PatchableModel(nn.Module):
         scores = self.new_prune_scores()
         for name, make in makers.items():
             scores[name].copy_(make())
-        return {name: score.bool() for name, score in scores.items()} if bool else scores
+        if bool:
+            return EdgeScores({name: score.bool() for name, score in scores.items()})
+        return scores
 
     def current_patch_masks_as_prune_scores(self) -> ct.PruneScores:
         """The masks as they are now; the tensors share their memory."""
-        return {name: mask.data for name, mask in self.patch_masks.items()}
+        return EdgeScores({name: mask.data for name, mask in self.patch_masks.items()})
 
     def __repr__(self) -> str:
         return repr(self.engine)

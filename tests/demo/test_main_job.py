@@ -8,7 +8,7 @@ import circuit_trace as ct
 from circuit_trace.demo import main_job
 from circuit_trace.demo.main_job import Report, run_demo
 from circuit_trace.demo.prompts import ANSWERS, BUNDLED, CLEAN, CORRUPT, Prompts
-from circuit_trace.visualize import write
+from circuit_trace.visualize import images, write
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +21,12 @@ def report(model, tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("demo") / "new folder"
     with pytest.MonkeyPatch.context() as patch:
         # The picture's bytes are tested with the browser; here the other branch is taken.
-        patch.setattr(write, "_write_image", _no_browser)
+        patch.setattr(write, "write_image", _no_browser)
         return run_demo(model, BUNDLED, n_edges=16, folder=folder, bar=False)
 
 
-def _no_browser(_figure: object, _path: Path, suffix: str) -> None:
-    raise ct.FigureError(write.NO_BROWSER.format(suffix=suffix))
+def _no_browser(_figure: object, path: Path, *_more: object) -> None:
+    raise ct.FigureError(images.NO_BROWSER.format(suffix=path.suffix))
 
 
 def difference(model, logits) -> float:
@@ -57,7 +57,7 @@ def test_larger_models_are_scored_by_integrated_gradients(
     model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(main_job, "EXACT_UP_TO", 100)
-    monkeypatch.setattr(write, "_write_image", _no_browser)
+    monkeypatch.setattr(write, "write_image", _no_browser)
     report = run_demo(model, BUNDLED, n_edges=30, folder=tmp_path, bar=False)
     wrapped = ct.wrap(model, seq_len=15)
     scores = ct.score_edges(wrapped, (CLEAN, CORRUPT, *ANSWERS), method="eap-ig")

@@ -213,29 +213,93 @@ def test_batch_idx(batch_idx: int) -> None:
 # Showing and writing
 
 
+class FakeIPython:
+    """A running IPython in its cell `execution_count`, that keeps what it is asked to display."""
+
+    execution_count = 1
+
+
 @pytest.fixture
-def ipython(monkeypatch: pytest.MonkeyPatch) -> list[go.Figure]:
-    """A running IPython that keeps what it is asked to display."""
-    shown: list[go.Figure] = []
+def ipython(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What a running IPython was asked to display; `tests/notebooks` asks a real one."""
+    shown: list[dict[str, Any]] = []
     package, display = ModuleType("IPython"), ModuleType("IPython.display")
-    package.get_ipython = lambda: object()  # type: ignore[attr-defined]
+    package.get_ipython = FakeIPython  # type: ignore[attr-defined]
     package.display = display  # type: ignore[attr-defined]
-    display.display = shown.append  # type: ignore[attr-defined]
+    display.display = lambda bundle, raw: shown.append(bundle)  # type: ignore[attr-defined]
+    monkeypatch.setattr(FakeIPython, "execution_count", 1)
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
     monkeypatch.setitem(sys.modules, "IPython", package)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     return shown
 
 
-def test_display_inside_ipython(ipython: list[go.Figure]) -> None:
+def test_display_inside_ipython(ipython: list[dict[str, Any]]) -> None:
     trace = known_trace({EDGE: 1.0})
     drawn = draw_seq_graph(trace)
-    assert ipython == [drawn]
+    assert ipython == [drawn._repr_mimebundle_()]
     draw_seq_graph(trace, display_ipython=False)
     trace.draw()  # the cell shows what it returns
     assert len(ipython) == 1
 
 
-def test_ipython_that_is_imported_but_does_not_run(ipython: list[go.Figure]) -> None:
+def test_a_figure_is_shown_once_by_the_cell_that_drew_it(
+    ipython: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = draw_seq_graph(known_trace({EDGE: 1.0}))
+    drawn._ipython_display_()  # as the cell's value
+    assert len(ipython) == 1
+    drawn._ipython_display_()  # asked for once more
+    assert len(ipython) == 2
+    again = draw_seq_graph(known_trace({EDGE: 1.0}))
+    monkeypatch.setattr(FakeIPython, "execution_count", 2)
+    again._ipython_display_()
+    assert len(ipython) == 4
+
+
+def test_a_figure_that_was_changed_is_shown_again(ipython: list[dict[str, Any]]) -> None:
+    drawn = draw_seq_graph(known_trace({EDGE: 1.0}))
+    drawn.update_layout(title="mine")._ipython_display_()
+    assert len(ipython) == 2
+
+
+def test_a_shell_that_counts_no_cells_shows_what_it_is_asked_to(
+    ipython: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(FakeIPython, "execution_count")
+    drawn = draw_seq_graph(known_trace({EDGE: 1.0}))
+    drawn._ipython_display_()
+    assert len(ipython) == 2
+
+
+def test_a_terminal_opens_plotlys_own_browser(
+    ipython: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[go.Figure] = []
+    monkeypatch.setattr(pio.renderers, "default", "browser")
+    monkeypatch.setattr("plotly.io.show", opened.append)
+    drawn = draw_seq_graph(known_trace({EDGE: 1.0}))
+    drawn._ipython_display_()
+    assert opened == [drawn]
+    assert ipython == []
+
+
+@pytest.mark.parametrize("renderer", ["plotly_mimetype", "colab", "png+plotly_mimetype"])
+def test_plotlys_choice_for_the_notebook_stays(
+    renderer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture is added only where there is nothing that a page without Plotly can show."""
+    monkeypatch.setattr(pio.renderers, "default", renderer)
+    monkeypatch.setattr("plotly.io._base_renderers.to_image", lambda *_a, **_k: b"png")
+    drawn = known_trace({EDGE: 1.0}).draw()
+    bundle, plotlys = drawn._repr_mimebundle_(), go.Figure(drawn)._repr_mimebundle_()
+    added = {"image/svg+xml", "text/plain"} if renderer == "plotly_mimetype" else set()
+    assert bundle.keys() - plotlys.keys() == added
+    if "text/html" not in bundle:  # each time with another id
+        assert all(bundle[kind] == plotlys[kind] for kind in plotlys)
+
+
+def test_ipython_that_is_imported_but_does_not_run(ipython: list[dict[str, Any]]) -> None:
     sys.modules["IPython"].get_ipython = lambda: None  # type: ignore[attr-defined]
     draw_seq_graph(known_trace({EDGE: 1.0}))
     assert ipython == []

@@ -14,7 +14,9 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 
 import circuit_trace as ct
+from circuit_trace.visualize.images import picture_size
 from circuit_trace.visualize.write import FORMATS, IMAGES, File, check_path, write
+from tests.browser import browser_or_skip
 from tests.visualize.pictures import (
     SEQ,
     known_trace,
@@ -216,3 +218,159 @@ def test_wrong_files(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ct.FigureError) as caught:
         known_trace({"A0.1->A1.2.Q": 1.0}).draw(**options)
     assert message in str(caught.value)
+
+
+# Larger than the browser's canvas
+
+
+def blank(width: int, height: int) -> go.Figure:
+    """A figure of that many pixels, with little in it."""
+    return go.Figure(layout={"width": width, "height": height, "template": go.layout.Template()})
+
+
+@pytest.fixture(scope="module")
+def made(kaleido_server: None) -> dict[str, bytes]:
+    """A picture of 301 × 200 pixels as each type, at scale 2 where it is a bitmap."""
+    return {
+        suffix: blank(301, 200).to_image(
+            format=suffix[1:], scale=1 if suffix in (".svg", ".pdf") else 2
+        )
+        for suffix in IMAGES
+    }
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("suffix", IMAGES)
+def test_a_picture_is_known_by_its_size_and_half_of_it_is_none(
+    suffix: str, made: dict[str, bytes]
+) -> None:
+    scale = 1 if suffix in (".svg", ".pdf") else 2
+    found = picture_size(made[suffix], suffix)
+    assert found == pytest.approx((301 * scale, 200 * scale), abs=1)
+    for end in (0, 3, 11, 25, len(made[suffix]) // 2, len(made[suffix]) - 9):
+        assert picture_size(made[suffix][:end], suffix) is None
+    for other in {*IMAGES, ".jpg"} - {suffix, ".jpg", ".jpeg"}:
+        assert picture_size(made[suffix], other) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [  # RFC 9649: lossless, 14 bits each less 1; extended, 24 bits each less 1
+        (b"VP8L" + bytes(4) + b"\x2f" + (299 | 199 << 14).to_bytes(4, "little"), (300, 200)),
+        (
+            b"VP8X" + bytes(8) + (16382).to_bytes(3, "little") + (0).to_bytes(3, "little"),
+            (16383, 1),
+        ),
+        (b"ALPH" + bytes(20), None),
+    ],
+)
+def test_other_kinds_of_webp(header: bytes, size: tuple[int, int] | None) -> None:
+    rest = b"WEBP" + header + bytes(10)
+    assert picture_size(b"RIFF" + struct.pack("<I", len(rest)) + rest, ".webp") == size
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("kaleido_server")
+@pytest.mark.parametrize(
+    ("suffix", "size", "scale"),
+    [(".png", (60, 34_477), 1.9), (".webp", (60, 13_837), 1.183), (".jpg", (65_500, 60), 1.0)],
+)
+def test_what_is_too_large_at_scale_2_is_scaled_down(
+    suffix: str, size: tuple[int, int], scale: float, tmp_path: Path
+) -> None:
+    path = tmp_path / f"large{suffix}"
+    with pytest.warns(UserWarning, match="canvas is too small") as caught:
+        write(blank(*size), None, File(path))
+    (said,) = [str(one.message) for one in caught if "canvas" in str(one.message)]
+    assert said.startswith(
+        f"'large{suffix}' is written at scale {scale:g}, since the browser's canvas is too small for a "
+        f"figure of {size[0]:,} × {size[1]:,} pixels at scale 2: "
+    )
+    assert SIGNATURES[suffix](path.read_bytes())
+    wanted = [side * scale for side in size]
+    assert picture_size(path.read_bytes(), suffix) == pytest.approx(wanted, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "size"),
+    [(".png", (900, 131_072)), (".webp", (900, 32_768)), (".png", (40_000, 40_000))],
+)
+def test_what_is_too_large_at_any_scale_is_refused(
+    suffix: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / f"picture{suffix}"
+    path.write_bytes(b"the old one")
+    with pytest.raises(ct.FigureError) as caught:
+        write(blank(*size), None, File(path))
+    said = str(caught.value)
+    assert said.startswith(f"Cannot write {str(path)!r}: the browser's canvas is too small for ")
+    assert f"{size[0]:,} × {size[1]:,} pixels" in said
+    assert said.endswith(
+        "Draw less (fewer edges by max_edges or score_threshold, fewer positions, or "
+        "the other orientation), or write .svg or .html, which have no such limit."
+    )
+    assert path.read_bytes() == b"the old one"
+
+
+@pytest.mark.parametrize("suffix", IMAGES)
+def test_a_file_that_is_no_picture_is_not_written(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Kaleido leaves of a canvas that is too large, on a browser with a smaller one."""
+    path = tmp_path / f"picture{suffix}"
+    path.write_bytes(b"the old one")
+    monkeypatch.setattr(go.Figure, "write_image", lambda _, path, **__: path.write_bytes(b"u\xabZ"))
+    with pytest.raises(ct.FigureError, match=r"made no whole picture \(3 bytes\)\. Draw less"):
+        write(blank(300, 200), None, File(path))
+    assert path.read_bytes() == b"the old one"
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.browser
+def test_a_picture_of_another_size_is_not_written(
+    tmp_path: Path, made: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(_: go.Figure, path: Path, **__: Any) -> None:
+        path.write_bytes(made[".png"])
+
+    monkeypatch.setattr(go.Figure, "write_image", cut)
+    with pytest.raises(ct.FigureError) as caught:
+        write(blank(301, 900), None, File(tmp_path / "picture.png"))
+    assert "of a picture of 602 × 1,800 pixels the browser made one of 602 × 400" in str(
+        caught.value
+    )
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("kaleido_server")
+def test_a_page_too_large_to_print(tmp_path: Path) -> None:
+    path = tmp_path / "picture.pdf"
+    with pytest.raises(ct.FigureError) as caught:
+        write(blank(600, 100_000), None, File(path))
+    said = str(caught.value)
+    assert "the browser failed to draw a figure of 600 × 100,000 pixels (" in said
+    assert said.endswith("or the other orientation), or write .html.")
+    assert not path.exists()
+
+
+@pytest.mark.browser
+def test_a_browser_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kaleido's own time limit, made short."""
+    import kaleido
+
+    browser_or_skip()
+    monkeypatch.setattr(kaleido._global_server, "is_running", lambda: False)
+    original = kaleido.calc_fig_sync
+    monkeypatch.setattr(
+        kaleido,
+        "calc_fig_sync",
+        lambda *args, kopts, **more: original(*args, kopts={**kopts, "timeout": 0.001}, **more),
+    )
+    path = tmp_path / "picture.png"
+    with pytest.raises(ct.FigureError) as caught:
+        write(blank(300, 200), None, File(path))
+    assert re.fullmatch(
+        rf"Cannot write {str(path)!r}: the browser had not drawn it after \d+ seconds, and Kaleido waits "
+        r"no longer\. Draw less .*",
+        str(caught.value),
+    )

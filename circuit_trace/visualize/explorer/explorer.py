@@ -13,7 +13,7 @@ from circuit_trace.graph import whole_number
 from circuit_trace.plan import EdgesArg, PruneScores
 from circuit_trace.trace import BatchIdx, Trace
 from circuit_trace.visualize.explorer.data import specification
-from circuit_trace.visualize.explorer.page import render
+from circuit_trace.visualize.explorer.page import packed, render
 from circuit_trace.visualize.options import theme_named
 
 MAX_EDGES = 2000
@@ -21,6 +21,12 @@ MAX_EDGES = 2000
 
 IFRAME_HEIGHT = 860
 """Pixels that a page gets below a notebook's cell."""
+
+WITHOUT_FRAMES = (
+    "A page to look through a traced pass belongs here, but this notebook is not trusted to show it. "
+    "Trust the notebook or run this cell again; in Python, .save('explorer.html') writes the page to a "
+    "file for any browser."
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,20 @@ class Explorer:
         with writing(path, FigureError) as unfinished:
             unfinished.write_text(self.html, encoding="utf-8")
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """What a notebook shows: the page, in a frame of its own."""
+        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+
     def _repr_html_(self) -> str:
+        """The page in a frame; what stands inside is shown where frames are taken out."""
         return (
-            f'<iframe srcdoc="{html.escape(self.html)}" sandbox="allow-scripts" '
+            f'<iframe srcdoc="{html.escape(packed(self.html))}" sandbox="allow-scripts" '
             'title="circuit_trace explorer" '
-            f'style="width: 100%; height: {IFRAME_HEIGHT}px; border: 0"></iframe>'
+            f'style="width: 100%; height: {IFRAME_HEIGHT}px; border: 0">{WITHOUT_FRAMES}</iframe>'
         )
+
+    def __repr__(self) -> str:
+        return "<Explorer: a page to look through a traced pass; .save('explorer.html') writes it>"
 
 
 def explore(

@@ -1,0 +1,1 @@
+"""Notebooks as people use them: real kernels, nbconvert and JupyterLab."""
