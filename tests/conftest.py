@@ -13,7 +13,7 @@ from tests import typecheck  # noqa: F401  the import hook finds it under this n
 CHECKED = ("anatomy", "graph", "plan", "hooks.delta", "hooks.record", "hooks.verify", "trace")
 CHECKED += ("model", "demo", "integrations", "score.differences")
 CHECKED += ("score.gradients", "score.methods", "score.metrics")
-"""All but `hooks.attach` and `hooks.session`: they define a function for each hook they attach, and to
+"""All but `hooks.attach`, `hooks.scope` and `hooks.session`: they define a function for each hook, and to
 compile a check for each takes two thirds of the whole suite's time. Nor `visualize`, for the same
 reason. They have no shapes to check."""
 
