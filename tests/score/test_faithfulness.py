@@ -194,9 +194,14 @@ WRONG_WAYS: dict[str, tuple[Callable[[ct.PatchableModel], Any], type[Exception],
         "'complement' or 'circuit'",
     ),
     "nothing changes": (
-        lambda m: ct.faithfulness(m, (ONE, ONE, RIGHT, WRONG), scores_of(m)),
+        lambda m: ct.faithfulness(m, DATA, scores_of(m), lambda logits, _: logits[:, 0, 0] * 0),
         ct.InputError,
         "the same with no edge patched and with every edge",
+    ),
+    "the same prompts": (
+        lambda m: ct.faithfulness(m, (ONE, ONE, RIGHT, WRONG), scores_of(m)),
+        ct.InputError,
+        "Each corrupt prompt is the same as its clean prompt",
     ),
     "no area": (
         lambda m: ct.faithfulness(m, DATA, scores_of(m), sizes=(0.5, 1), patch="circuit").cpr,
