@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from circuit_trace.anatomy import Anatomy, find_anatomy
+from circuit_trace.anatomy import Anatomy, Places, find_anatomy
 from circuit_trace.errors import AnatomyError, InputError, NoTraceError
 from circuit_trace.graph import (
     DestNode,
@@ -26,6 +26,7 @@ from circuit_trace.graph import (
     whole_number,
 )
 from circuit_trace.hooks import PassRecord, Session, verify
+from circuit_trace.hooks.remake import CHANGED, remade
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
@@ -113,7 +114,7 @@ def wrap(
     if anatomy is None:
         anatomy = find_anatomy(hooked, separate_qkv=separate_qkv)
     if verify:
-        _verify(hooked, anatomy)
+        anatomy = _verified(hooked, anatomy)
     wrapped = PatchableModel(hooked, anatomy, build_graph(anatomy, seq_len), slice_output)
     if given is None:
         wrapped._anatomy_of = partial(find_anatomy, separate_qkv=separate_qkv)
@@ -121,6 +122,11 @@ def wrap(
 
 
 _verify = verify
+
+
+def _verified(model: nn.Module, anatomy: Anatomy) -> Anatomy:
+    _verify(model, anatomy)
+    return replace(anatomy, verified=True)
 
 
 _PATCHED_BY: WeakKeyDictionary[nn.Module, PatchableModel] = WeakKeyDictionary()
@@ -152,6 +158,7 @@ class PatchableModel:
         self._last_trace: Trace | None = None
         self._last_record: PassRecord | None = None
         self._anatomy_of: Callable[[nn.Module], Anatomy] | None = None
+        self._places = Places.of(wrapped_model, anatomy)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the wrapped model; inside `patch` the pass is patched and recorded."""
@@ -165,7 +172,8 @@ class PatchableModel:
                 ".wrapped_model and wrap the copy with its own anatomy."
             )
         model = deepcopy(self.wrapped_model, memo)
-        twin = PatchableModel(model, self._anatomy_of(model), self.graph, self.slice_output)
+        anatomy = replace(self._anatomy_of(model), verified=self.anatomy.verified)
+        twin = PatchableModel(model, anatomy, self.graph, self.slice_output)
         twin._anatomy_of = self._anatomy_of
         return twin
 
@@ -308,6 +316,7 @@ class PatchableModel:
 
     def _enter(self, plan: Plan) -> None:
         self._check_alone()
+        self._renew()
         self._open.append(plan)
         _PATCHED_BY[self.wrapped_model] = self
         try:
@@ -315,6 +324,15 @@ class PatchableModel:
         except BaseException:
             self._leave(plan)
             raise
+
+    def _renew(self) -> None:
+        """See the model as it now is, before it runs: its modules may have been replaced."""
+        if self._places.hold(self.wrapped_model, self.anatomy):
+            return
+        if self._open:
+            raise InputError(f"{CHANGED}, while a patch is open. Close the patch first.")
+        self.anatomy = remade(self.wrapped_model, self.anatomy, self._anatomy_of)
+        self._places = Places.of(self.wrapped_model, self.anatomy)
 
     def _leave(self, plan: Plan) -> None:
         # By identity: contexts of different threads or an ExitStack may close in any order.
@@ -495,7 +513,8 @@ class PatchableModel:
         if not needs_logits:
             more = {**self.anatomy.without_logits, **more}
         self._check_alone()
-        session = Session(self.wrapped_model, self.anatomy, reads=False)
+        self._renew()
+        session = Session(self.wrapped_model, self.anatomy)
         if self._session is not None:
             self._session.detach()
         try:
