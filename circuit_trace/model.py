@@ -27,6 +27,7 @@ from circuit_trace.graph import (
 )
 from circuit_trace.hooks import PassRecord, Session, verify
 from circuit_trace.hooks.remake import CHANGED, remade
+from circuit_trace.hooks.sums import warn_of_gap
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
@@ -425,6 +426,7 @@ class PatchableModel:
                 "or run the model inside `with model.patch(...)`."
             )
         if self._last_trace is None:
+            warn_of_gap(self.graph, self._last_record)
             self._last_trace = self._trace_of(self._last_record)
         return self._last_trace
 
@@ -529,6 +531,7 @@ class PatchableModel:
             raise InputError(
                 "The pass did not reach the end of the residual stream; nothing to record."
             )
+        warn_of_gap(self.graph, session.record)
         return session.record
 
     def _recorded(self, record: PassRecord) -> None:

@@ -156,7 +156,9 @@ class Session:
 
     def _tokens_came(self, tokens: Tensor) -> None:
         self._tokens = tokens.detach().clone()
-        self._whole = self._unreturned = None  # left of a pass that failed after its stream had ended
+        self._whole = self._unreturned = (
+            None  # left of a pass that failed after its stream had ended
+        )
         self._attach_recorders()
 
     def _source_wrote(self, number: int, tensor: Tensor) -> None:
@@ -297,9 +299,10 @@ class Session:
         """The logits are what the model returned, where it returned them and not a loss."""
         record, self._unreturned = self._unreturned, None
         ours = None if record is None else record.logits
-        if record is not None and ours is not None and isinstance(output, Tensor):
-            if output.shape == ours.shape:
-                record.keep_logits(output)
+        if record is None or ours is None or not isinstance(output, Tensor):
+            return
+        if output.shape == ours.shape:
+            record.keep_logits(output)
 
     def _pass_ended(self) -> None:
         """A record counts when the stream has ended and nothing failed after it."""
@@ -326,6 +329,7 @@ class Session:
             return None
         self._pass.patched.add(_key(reader.point))
         if reader.norm is None:
+            self._keep_read(dest, whole)
             return add_delta(whole, delta).view_as(tensor)
         stream = self._pass.streams.get(_key(dest.stream))
         if stream is None:
@@ -339,6 +343,12 @@ class Session:
             )
         new = reader.project(read, delta.heads)
         return replace_heads(whole, len(dest.names), delta, new).view_as(tensor)
+
+    def _keep_read(self, dest: DestSite, stream: Tensor) -> None:
+        """Keep the stream as it was before a patch: what its sources must add up to."""
+        if self._pass is not None and self._keep_reads:
+            number = self.anatomy.dests.index(dest)
+            self._pass.record.reads.append(Read((number,), sketch(stream), False))
 
     def _delta(self, dest: DestSite, tensor: Tensor) -> Delta | None:
         assert self._pass is not None

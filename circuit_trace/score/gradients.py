@@ -22,6 +22,7 @@ from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
 from circuit_trace.hooks.attach import attach, detach_all, unflattened
 from circuit_trace.hooks.check import PassCheck, did_not_run
+from circuit_trace.hooks.sums import warn_of_gap
 from circuit_trace.plan import SiteOutput
 from circuit_trace.score.metrics import PerPrompt
 from circuit_trace.score.prompts import PromptPairs
@@ -65,7 +66,7 @@ def gradients(
         AnatomyError: The model computes something else than the anatomy says.
     """
     taps = _Taps(model.anatomy, change)
-    session = Session(model.wrapped_model, model.anatomy, reads=False)
+    session = Session(model.wrapped_model, model.anatomy, reads=change is None)
     with ExitStack() as stack:
         stack.callback(taps.detach)
         stack.callback(session.detach)
@@ -77,6 +78,8 @@ def gradients(
             "The pass did not reach the end of the residual stream, so nothing can be scored."
         )
     taps.check_all_read()
+    if change is None:  # a moved source does not write what it computed
+        warn_of_gap(model.graph, session.record)
     total = summed(metric(logits, batch, clean_logits))
     edges = [tap.edge for tap in taps.read.values()]
     found = torch.autograd.grad(total, edges, allow_unused=True)
