@@ -102,6 +102,15 @@ def scaled_in_place(model: Any) -> Undo:
     return lambda: [one.data.copy_(was) for one, was in zip(parameters, before, strict=True)]
 
 
+def put(place: nn.Module, name: str, new: nn.Module) -> None:
+    """Another module under that name, also where a bridge keeps it twice."""
+    before = getattr(place, name)
+    for module in (place, place._modules.get("_original_component")):
+        for key, one in list(module._modules.items()) if module is not None else ():
+            if one is before:
+                module._modules[key] = new
+
+
 def _put(model: Any, place: nn.Module, name: str, new: nn.Module) -> None:
     setattr(place, name, new)
     model.setup()  # HookedTransformer lists its hook points once
