@@ -78,7 +78,8 @@ def wrap(
         seq_len: Tell this many token positions apart; None patches all positions at once.
         slice_output: The part of the logits that `out_slice` selects: None for all of them,
             "last_seq" for the last position, "not_first_seq" for all but the first.
-        verify: Run one tiny forward pass and check that the anatomy reproduces its tensors.
+        verify: Run one tiny forward pass and check that the anatomy reproduces its tensors; later
+            passes are then checked at one position each, since the model may have been changed.
         anatomy: The model's anatomy, where no installed package registers one.
 
     Raises:
@@ -312,6 +313,8 @@ class PatchableModel:
 
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
+            AnatomyError: The model was changed after it was wrapped and cannot be traced as it is now;
+                what only a pass can tell (an adapter was switched on) is raised by the pass.
         """
         return Patching(self, make_plan(self.graph, patched, edges, masks, nodes, heads))
 

@@ -748,9 +748,10 @@ def test_a_patch_that_the_rebuilt_model_does_not_run_is_no_silence() -> None:
     hooked = CASES["hooked LN"].build()
     model, hooks = ct.wrap(hooked), n_hooks(hooked)
     patched, other = model.source_outputs(CORRUPT), copy.deepcopy(hooked.blocks[1].ln2)
-    with pytest.raises(ct.InputError) as caught, model.patch(patched, edges=["A0.1->MLP 1"]):
+    with model.patch(patched, edges=["A0.1->MLP 1"]):
         hooked.blocks[1].ln2 = other
-        model(CLEAN)
+        with pytest.raises(ct.InputError) as caught:
+            model(CLEAN)
     assert str(caught.value) == (
         "The input of 'MLP 1' was to be patched, but that part of the model did not run. If the pass "
         "stopped early (stop_at_layer), run the whole model; if the model was rebuilt after it was "
