@@ -37,6 +37,7 @@ from circuit_trace.errors import InputError as InputError
 from circuit_trace.errors import MaskError as MaskError
 from circuit_trace.errors import MaskWarning as MaskWarning
 from circuit_trace.errors import NoTraceError as NoTraceError
+from circuit_trace.errors import RecordWarning as RecordWarning
 from circuit_trace.graph import DestNode as DestNode
 from circuit_trace.graph import Edge as Edge
 from circuit_trace.graph import Graph as Graph

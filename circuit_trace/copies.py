@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -20,8 +21,7 @@ UNPICKLABLE = (AttributeError, TypeError, RuntimeError, pickle.PicklingError)
 
 def of(wrapped: PatchableModel, model: nn.Module, anatomy: Anatomy | None = None) -> PatchableModel:
     """A model wrapped as another one is; without an anatomy its own is found."""
-    how = wrapped._anatomy_of, wrapped.graph, wrapped.slice_output
-    return _wrapped(type(wrapped), model, anatomy, *how)
+    return _wrapped(type(wrapped), model, anatomy, *_how(wrapped))
 
 
 def check(wrapped: PatchableModel) -> None:
@@ -53,8 +53,12 @@ def pickled(wrapped: PatchableModel) -> tuple[Any, ...]:
             "model where it is needed, or send what was made with it: traces, source outputs, scores "
             "and tables can be pickled."
         ) from error
-    how = wrapped._anatomy_of, wrapped.graph, wrapped.slice_output
-    return _unpickled, (type(wrapped), model, *how)
+    return _unpickled, (type(wrapped), model, *_how(wrapped))
+
+
+def _how(wrapped: PatchableModel) -> tuple[Any, ...]:
+    is_verified = wrapped.anatomy.verified
+    return wrapped._anatomy_of, wrapped.graph, wrapped.slice_output, is_verified
 
 
 def _unpickled(kind: Any, model: bytes, *how: Any) -> Any:
@@ -68,7 +72,9 @@ def _wrapped(
     anatomy_of: Any,
     graph: Graph,
     slice_output: Any,
+    verified: bool,
 ) -> Any:
-    twin = kind(model, anatomy or anatomy_of(model), graph, slice_output)
+    own = anatomy or replace(anatomy_of(model), verified=verified)
+    twin = kind(model, own, graph, slice_output)
     twin._anatomy_of = anatomy_of
     return twin

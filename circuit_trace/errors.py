@@ -39,6 +39,10 @@ class FormatError(CircuitTraceError, ValueError):
     """A file that is not what it should be, or cannot hold what it is asked to."""
 
 
+class RecordWarning(UserWarning):
+    """What the sources of a pass wrote does not add up to what its destinations read."""
+
+
 class FormatWarning(UserWarning):
     """A file holds something that is not quite what this library means by it."""
 

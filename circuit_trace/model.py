@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_trace import copies
-from circuit_trace.anatomy import Anatomy, find_anatomy
+from circuit_trace.anatomy import Anatomy, Places, find_anatomy
 from circuit_trace.errors import AnatomyError, DataWarning, InputError, NoTraceError
 from circuit_trace.graph import (
     DestNode,
@@ -38,6 +38,8 @@ from circuit_trace.hooks import (
     unpatched,
     verify,
 )
+from circuit_trace.hooks.remake import CHANGED, remade
+from circuit_trace.hooks.sums import warn_of_gap
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
@@ -101,7 +103,8 @@ def wrap(
         seq_len: Tell this many token positions apart; None patches all positions at once.
         slice_output: The part of the logits that `out_slice` selects: None for all of them,
             "last_seq" for the last position, "not_first_seq" for all but the first.
-        verify: Run one tiny forward pass and check that the anatomy reproduces its tensors.
+        verify: Run one tiny forward pass and check that the anatomy reproduces its tensors; later
+            passes are then checked at one position each, since the model may have been changed.
         anatomy: The model's anatomy, where no installed package registers one.
 
     Raises:
@@ -143,7 +146,7 @@ def wrap(
     if anatomy is None:
         anatomy = find_anatomy(hooked, separate_qkv=separate_qkv)
     if verify:
-        _verify(hooked, anatomy)
+        anatomy = _verified(hooked, anatomy)
     wrapped = PatchableModel(hooked, anatomy, build_graph(anatomy, seq_len), slice_output)
     if given is None:
         wrapped._anatomy_of = partial(find_anatomy, separate_qkv=separate_qkv)
@@ -151,6 +154,11 @@ def wrap(
 
 
 _verify = verify
+
+
+def _verified(model: nn.Module, anatomy: Anatomy) -> Anatomy:
+    _verify(model, replace(anatomy, verified=False))
+    return replace(anatomy, verified=True)
 
 
 class PatchableModel:
@@ -175,6 +183,7 @@ class PatchableModel:
         self.slice_output: OutputSlice | None = slice_output
         self._last: _Recorded | None = None
         self._anatomy_of: Callable[[nn.Module], Anatomy] | None = None
+        self._places = Places.of(wrapped_model, anatomy)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the wrapped model; inside `patch` the pass is patched and recorded."""
@@ -338,8 +347,19 @@ class PatchableModel:
 
         Raises:
             EdgeError, MaskError, InputError: What is asked for does not fit the model.
+            AnatomyError: The model was changed after it was wrapped and cannot be traced as it is now;
+                what only a pass can tell (an adapter was switched on) is raised by the pass.
         """
         return Patching(self, make_plan(self.graph, patched, edges, masks, nodes, heads, clean))
+
+    def _renew(self) -> None:
+        """See the model as it now is, before it runs: its modules may have been replaced."""
+        if self._places.hold(self.wrapped_model, self.anatomy):
+            return
+        if open_patches(self.wrapped_model):
+            raise InputError(f"{CHANGED}, while a patch is open. Close the patch first.")
+        self.anatomy = remade(self.wrapped_model, self.anatomy, self._anatomy_of)
+        self._places = Places.of(self.wrapped_model, self.anatomy)
 
     def trace(
         self,
@@ -568,12 +588,14 @@ class PatchableModel:
         if not needs_logits:
             more = {**self.anatomy.without_logits, **more}
         check_alone(self.wrapped_model, self)
-        session = Session(self.wrapped_model, self.anatomy, reads=False)
+        self._renew()
+        session = Session(self.wrapped_model, self.anatomy)
         run = partial(session.during, lambda: self.wrapped_model(prompts.tokens, **more))
         with torch.no_grad(), same_every_time(self.wrapped_model):
             unpatched(self.wrapped_model, run)
         if session.record is None:
             raise InputError(NOT_TO_THE_END)
+        warn_of_gap(self.graph, session.record)
         return session.record
 
     def _trace_of(self, record: PassRecord) -> Trace:
@@ -611,6 +633,7 @@ class _Recorded:
     def trace_of(self, model: PatchableModel) -> Trace:
         """The trace, made by the model that ran."""
         if self._trace is None:
+            warn_of_gap(model.graph, self._record)
             self._trace = model._trace_of(self._record)
         return self._trace
 
@@ -640,6 +663,7 @@ class Patching(AbstractContextManager[PatchableModel]):
             )
         model = self._model
         check_alone(model.wrapped_model, model)
+        model._renew()
         keep = partial(_keep, model, self.recorded)
         self._open = OpenPatch(model.wrapped_model, model.anatomy, plan, model, keep)
         # An interrupt may come before the first line of `__exit__`: then nobody holds us any more.

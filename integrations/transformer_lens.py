@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -142,7 +142,7 @@ class _Builder:
             example=partial(_example, self.model),
             logits=Point(self.model.unembed),
             tokens=Point(self.model.embed, "input"),
-            finish_logits=partial(_finish_logits, cfg),
+            finish_logits=self._finish_logits,
             to_tokens=partial(_to_tokens, self.model),
             to_strings=_strings_of(getattr(self.model, "tokenizer", None)),
             unembed=self._unembed(),
@@ -150,7 +150,13 @@ class _Builder:
             # HookedTransformer's unembedding copies W_U in each pass.
             without_logits={"return_type": None} if self.norm is _hooked_norm else {},
             pad_token=_pad_token(self.model),
+            settings=partial(_settings, self.model),
         )
+
+    @cached_property
+    def _finish_logits(self) -> Callable[[Tensor], Tensor]:
+        """Holds numbers, not the model."""
+        return partial(_finish_logits, *_after_unembedding(self.model))
 
     def _unembed(self) -> Unembed:
         """The final norm and the unembedding; holds these modules, not the model."""
@@ -159,7 +165,7 @@ class _Builder:
             norm=partial(self.norm, final) if final is not None else lambda stream: stream,
             weight=lambda: unembed.W_U,
             bias=lambda: getattr(unembed, "b_U", None),
-            finish=partial(_finish_logits, self.model.cfg),
+            finish=self._finish_logits,
             to_ids=_ids_of(getattr(self.model, "tokenizer", None)),
         )
 
@@ -185,8 +191,15 @@ class _Builder:
             bias=lambda: getattr(attn, "b_O", None),
             norm=self._norm_after_attention(block),
             scale=self._residual_scale,
+            total=self._total(attn),
             attention=self._attention(hooks, layer),
         )
+
+    def _total(self, attn: Any) -> Point | None:
+        """What a bridge's output projection computes, before hooks see it. HookedTransformer has no
+        module for it that could be another one than its weights tell."""
+        shown = getattr(getattr(attn, "o", None), "hook_out", None)
+        return Point(shown, "input") if isinstance(shown, nn.Module) else None
 
     def _attention(self, hooks: dict[str, nn.Module], layer: int) -> dict[HeadTensor, HeadsPoint]:
         """Where a layer's pattern, queries, keys and values pass, of those points that it has.
@@ -346,12 +359,26 @@ def _example(model: Any) -> Tensor:
     return (torch.arange(length, device=device) % model.cfg.d_vocab)[None]
 
 
-def _finish_logits(cfg: Any, logits: Tensor) -> Tensor:
-    """What some families do after the unembedding: scale (`logit_scale` of Cohere, `logits_scaling`
-    of Granite), or `cap · tanh(logits / cap)` (`output_logits_soft_cap` of Gemma 2)."""
-    factor = (getattr(cfg, "logit_scale", None) or 1) / (getattr(cfg, "logits_scaling", None) or 1)
+def _settings(model: Any) -> tuple[Any, ...]:
+    """The numbers that the anatomy takes from the model's settings, which may be changed later."""
+    return (getattr(model.cfg, "residual_multiplier", None), *_after_unembedding(model))
+
+
+def _after_unembedding(model: Any) -> tuple[float, float | None]:
+    """What some families do to logits at last: a factor (`logit_scale` of Cohere, `logits_scaling` of
+    Granite) and a soft cap (Gemma 2).
+
+    Where TransformerLens has folded the factor into W_U, only the model that a bridge wraps tells.
+    """
+    cfg, wrapped = model.cfg, getattr(model, "original_model", None)
+    scale = getattr(wrapped, "logit_scale", getattr(cfg, "logit_scale", None))
+    factor = (scale or 1) / (getattr(cfg, "logits_scaling", None) or 1)
+    return float(factor), getattr(cfg, "output_logits_soft_cap", None)
+
+
+def _finish_logits(factor: float, cap: float | None, logits: Tensor) -> Tensor:
+    """`factor · logits`, or `cap · tanh(factor · logits / cap)`."""
     logits = logits if factor == 1 else logits * factor
-    cap = getattr(cfg, "output_logits_soft_cap", None)
     return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
 
 

@@ -1,6 +1,7 @@
 """model → anatomy: where a model reads and writes its residual stream."""
 
 from circuit_trace.anatomy.find import find_anatomy as find_anatomy
+from circuit_trace.anatomy.places import Places as Places
 from circuit_trace.anatomy.sites import Anatomy as Anatomy
 from circuit_trace.anatomy.sites import DestSite as DestSite
 from circuit_trace.anatomy.sites import HeadsPoint as HeadsPoint

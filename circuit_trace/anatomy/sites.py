@@ -7,7 +7,7 @@ module whose units read from and add to one stream can be described this way (se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -71,8 +71,10 @@ class SourceSite:
     weight `W_O`, so that no `[batch, seq, head, d_model]` is ever built. `bias()` is what the site
     adds to the stream beside its nodes (`b_O`); it belongs to no node. What stands between these and
     the stream is part of what a node writes: the `norm`, with the scale of the same pass, and
-    `scale`, a constant (Granite's residual multiplier). `attention` is where a layer's heads show how
-    they attend; without it that cannot be recorded.
+    `scale`, a constant (Granite's residual multiplier). `total` is where the sum of what its nodes
+    write and the bias passes, before `norm` and `scale`, so that each pass can tell whether `weight`
+    is still what the model multiplies by. `attention` is where a layer's heads show how they attend;
+    without it that cannot be recorded.
     """
 
     names: tuple[str, ...]
@@ -84,6 +86,7 @@ class SourceSite:
     bias: Callable[[], Float[Tensor, " d_model"] | None] = nothing
     norm: PostNorm | None = None
     scale: float = 1.0
+    total: Point | None = None
     attention: Mapping[HeadTensor, HeadsPoint] = field(default_factory=dict)
 
 
@@ -171,7 +174,10 @@ class Anatomy:
     `finish_logits` what the model still does to it. `example` makes the tiny input that the
     anatomy is verified with. `to_tokens` and `to_strings` turn text into tokens and a row of
     tokens into its strings; they are None where the model has no tokenizer. With `unembed` what a
-    source writes can be read as logits; without, a trace says that it cannot.
+    source writes can be read as logits; without, a trace says that it cannot. `settings` reads those
+    of the model's settings that the anatomy was made by: where they change, it is made again.
+    `verified` says that the model was found to compute what the anatomy says; then each pass is
+    compared with it too.
     """
 
     sources: tuple[SourceSite, ...]
@@ -188,3 +194,18 @@ class Anatomy:
     """Options of a pass whose logits nobody needs, to leave out a costly unembedding."""
     pad_token: int = 0
     """What fills up the shorter ones of several prompts; any token will do, since it is masked."""
+    settings: Callable[[], Any] = nothing
+    verified: bool = False
+
+    def points(self) -> Iterator[Point]:
+        """Every place in the model that it names."""
+        for site in self.sources:
+            yield site.point
+            yield from (shown.point for shown in site.attention.values())
+            yield from (site.norm.before, site.norm.after) if site.norm else ()
+            yield from (site.total,) if site.total else ()
+        for dest in self.dests:
+            yield dest.stream
+            yield from (reader.point for reader in dest.readers)
+        yield self.logits
+        yield from (self.tokens,) if self.tokens else ()

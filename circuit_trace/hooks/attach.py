@@ -52,7 +52,8 @@ def unflattened(tensor: Tensor, shape: tuple[int, int]) -> Tensor:
 
 def _see(on_tensor: OnTensor, tensor: Any) -> Tensor | None:
     """Outside autocast: what we compute keeps the precision of its inputs."""
-    if isinstance(tensor, Tensor) and torch.is_autocast_enabled(tensor.device.type):
+    is_real = isinstance(tensor, Tensor) and not tensor.is_meta  # there is no autocast on meta
+    if is_real and torch.is_autocast_enabled(tensor.device.type):
         with torch.autocast(tensor.device.type, enabled=False):
             return on_tensor(tensor)
     return on_tensor(tensor)

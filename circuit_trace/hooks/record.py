@@ -68,3 +68,8 @@ class PassRecord:
     logits: Tensor | None = None
     logits_version: int | None = None
     heads: dict[str, dict[HeadTensor, Tensor]] = field(default_factory=dict)
+
+    def keep_logits(self, logits: Tensor) -> None:
+        """Keep the logits, not a copy of them, and torch's count of writes into them."""
+        self.logits = logits.detach()
+        self.logits_version = None if logits.is_inference() else logits._version

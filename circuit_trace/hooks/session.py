@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
+from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader, SourceSite
 from circuit_trace.errors import InputError
 from circuit_trace.hooks.attach import OnTensor, attach, unflattened
+from circuit_trace.hooks.check import PassCheck, did_not_run
 from circuit_trace.hooks.delta import (
     Delta,
     PassDeltas,
@@ -41,8 +42,10 @@ class _Pass:
         shape: tuple[int, int],
         plans: tuple[Plan, ...],
         ready: list[PlanDeltas],
+        check: PassCheck,
     ) -> None:
         self.shape = shape
+        self.check = check
         self.record = PassRecord(tokens, tuple(plan.snapshot() for plan in plans))
         self.record.heads.update({name: {} for plan in plans for name in plan.heads})
         self.deltas = [PassDeltas(plan) for plan in ready]
@@ -91,6 +94,7 @@ class Session:
         self._record_hooks: list[Hook] = []
         self._tokens: Tensor | None = None
         self._whole: PassRecord | None = None
+        self._unreturned: PassRecord | None = None
         self._pass: _Pass | None = None
         self._plan_recorders()
 
@@ -134,6 +138,8 @@ class Session:
                 self._add_recorder(source.point, partial(self._code_came, number))
                 self._add_recorder(source.norm.before, partial(self._norm_comes, number))
                 self._add_recorder(source.norm.after, partial(self._normed, number))
+            if source.total is not None:
+                self._add_recorder(source.total, partial(self._summed, source))
         by_stream: dict[Key, list[int]] = {}
         points: dict[Key, Point] = {}
         for number, dest in enumerate(self.anatomy.dests):
@@ -149,16 +155,23 @@ class Session:
 
     def _tokens_came(self, tokens: Tensor) -> None:
         self._tokens = tokens.detach().clone()
-        self._whole = None  # what is left of a pass that failed after its stream had ended
+        # What is left of a pass that failed after its stream had ended.
+        self._whole = self._unreturned = None
         move_last(self._record_hooks)  # behind hooks that were put on since
 
     def _source_wrote(self, number: int, tensor: Tensor) -> None:
         """A source site's code came by, and no norm stands before the stream."""
         if number == 0:
+            if tensor.is_meta:
+                raise InputError(
+                    "The model is on the meta device, where nothing is computed. Move it to another one "
+                    "with its weights, and run it there."
+                )
             shape = (tensor.shape[0], tensor.shape[1])
             for plan in self.plans:
                 _check_fits(plan, *shape, tensor.shape[-1])
-            self._pass = _Pass(self._tokens, shape, self.plans, self._deltas)
+            check = PassCheck(self.anatomy.verified)
+            self._pass = _Pass(self._tokens, shape, self.plans, self._deltas, check)
             self._tokens = None
         bias = self.anatomy.sources[number].bias()
         self._write(number, self._code(number, tensor), None, bias)
@@ -198,7 +211,13 @@ class Session:
                 "checkpointing) while the context is open."
             )
         tensor = self._pass.shaped(tensor)
-        return tensor.reshape(*tensor.shape[:2], len(site.names), -1)
+        code = tensor.reshape(*tensor.shape[:2], len(site.names), -1)
+        self._pass.check.wrote(site, code)
+        return code
+
+    def _summed(self, site: SourceSite, tensor: Tensor) -> None:
+        if self._pass is not None:
+            self._pass.check.summed(site, self._pass.shaped(tensor))
 
     def _write(self, number: int, code: Tensor, gain: Tensor | None, bias: Tensor | None) -> None:
         """A source site has written to the stream: patches may need it, and the record keeps it."""
@@ -207,7 +226,8 @@ class Session:
         if site.scale != 1:
             code = code * site.scale
             bias = None if bias is None else bias * site.scale
-        live = SiteOutput(code, site.weight(), gain)
+        with self._pass.check.reading(f"{site.names[0]} writes"):
+            live = SiteOutput(code, site.weight(), gain)
         for deltas in self._pass.deltas:
             deltas.source_wrote(number, live)
         record = self._pass.record
@@ -225,7 +245,7 @@ class Session:
             is_changed = any(reader.norm is None for dest in dests for reader in dest.readers)
             self._pass.record.reads.append(Read(numbers, sketch(tensor), is_changed))
         if numbers[-1] == len(self.anatomy.dests) - 1:
-            self._check_all_patched(self._pass)
+            self._check(self._pass)
             self._whole, self._pass = self._pass.record, None
 
     def _take(self, taker: HeadTaker, tensor: Tensor) -> None:
@@ -244,16 +264,25 @@ class Session:
 
     def _logits_came(self, tensor: Tensor) -> None:
         if self._whole is not None:
-            logits = self.anatomy.finish_logits(tensor).detach()
-            self._whole.logits = logits
-            self._whole.logits_version = None if logits.is_inference() else logits._version
+            self._whole.keep_logits(self.anatomy.finish_logits(tensor))
+            self._unreturned = self._whole
             self._pass_ended()
 
-    def _model_returned(self, _args: tuple, _output: Any) -> None:
+    def _model_returned(self, _args: tuple, output: Any) -> None:
         if self._pass is not None:  # it stopped early: nothing to record
             stopped, self._pass = self._pass, None
-            self._check_all_patched(stopped)
+            self._check(stopped)
         self._pass_ended()
+        self._returned(output)
+
+    def _returned(self, output: object) -> None:
+        """The logits are what the model returned, where it returned them and not a loss."""
+        record, self._unreturned = self._unreturned, None
+        ours = None if record is None else record.logits
+        if record is None or ours is None or not isinstance(output, Tensor):
+            return
+        if output.shape == ours.shape:
+            record.keep_logits(output)
 
     def _pass_ended(self) -> None:
         """A record counts when the stream has ended and nothing failed after it."""
@@ -262,16 +291,13 @@ class Session:
             self.record = record
             self._on_record(record)
 
-    def _check_all_patched(self, one: _Pass) -> None:
+    def _check(self, one: _Pass) -> None:
+        """Refuse a pass in which something was not patched, or not as the model would compute it."""
+        one.check.settle()
         for dest in self.anatomy.dests:
             points = {_key(reader.point) for reader in dest.readers}
             if dest.module_name in self._touched and not points <= one.patched:
-                raise InputError(
-                    f"The input of {dest.names[0]!r} was to be patched, but that part of the model "
-                    "did not run. If the pass stopped early (stop_at_layer), run the whole model; if "
-                    "the model was rebuilt after it was wrapped (weights folded, modules replaced), "
-                    "wrap it again."
-                )
+                raise did_not_run(dest.names[0])
 
     def _patch(self, dest: DestSite, reader: Reader, tensor: Tensor) -> Tensor | None:
         if self._pass is None:
@@ -282,8 +308,12 @@ class Session:
             return None
         self._pass.patched.add(_key(reader.point))
         if reader.norm is None:
+            self._keep_read(dest, whole)
             return add_delta(whole, delta).view_as(tensor)
-        stream = self._pass.streams[_key(dest.stream)]
+        stream = self._pass.streams.get(_key(dest.stream))
+        if stream is None:
+            raise did_not_run(dest.names[0])
+        self._pass.check.read(dest, reader, delta.heads, stream, whole)
         read = delta.on(stream, self._pass.scratch)
         if self._keep_reads:
             number = self.anatomy.dests.index(dest)
@@ -292,6 +322,12 @@ class Session:
             )
         new = reader.project(read, delta.heads)
         return replace_heads(whole, len(dest.names), delta, new).view_as(tensor)
+
+    def _keep_read(self, dest: DestSite, stream: Tensor) -> None:
+        """Keep the stream as it was before a patch: what its sources must add up to."""
+        if self._pass is not None and self._keep_reads:
+            number = self.anatomy.dests.index(dest)
+            self._pass.record.reads.append(Read((number,), sketch(stream), False))
 
     def _delta(self, dest: DestSite, tensor: Tensor) -> Delta | None:
         assert self._pass is not None

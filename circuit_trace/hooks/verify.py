@@ -93,7 +93,8 @@ class _Seen:
         """In the order of the flow, so that the first is where a difference comes from."""
         for dest in self.anatomy.dests:
             yield from self.differences(dest)
-        logits, output = self.record.logits, self.output
+        raw, output = self.tensors.get(id(self.anatomy.logits)), self.output
+        logits = None if raw is None else self.anatomy.finish_logits(raw)
         if logits is None or not isinstance(output, Tensor) or output.shape != logits.shape:
             return  # the model gave something else, such as its loss
         yield _Difference("the logits", _relative(logits, output))
@@ -182,7 +183,7 @@ def _run(model: nn.Module, anatomy: Anatomy, example: Tensor) -> _Seen:
         id(point): point
         for dest in anatomy.dests
         for point in (dest.stream, *(reader.point for reader in dest.readers))
-    }
+    } | {id(anatomy.logits): anatomy.logits}
     session = Session(model, anatomy, reads=False)
 
     def keep(number: int, tensor: Tensor) -> None:

@@ -20,7 +20,9 @@ from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
 from circuit_trace.hooks.attach import attach, unflattened
+from circuit_trace.hooks.check import PassCheck, did_not_run
 from circuit_trace.hooks.scope import Scope
+from circuit_trace.hooks.sums import warn_of_gap
 from circuit_trace.plan import PromptPairs, SiteOutput
 from circuit_trace.score.metrics import PerPrompt
 
@@ -59,9 +61,10 @@ def gradients(
 
     Raises:
         InputError: The pass stopped early, or the metric is not finite or has no gradient.
+        AnatomyError: The model computes something else than the anatomy says.
     """
     taps = _Taps(model.anatomy, change)
-    session = Session(model.wrapped_model, model.anatomy, reads=False)
+    session = Session(model.wrapped_model, model.anatomy, reads=change is None)
 
     def run() -> Any:
         taps.attach(session.scope)
@@ -74,6 +77,9 @@ def gradients(
         raise InputError(
             "The pass did not reach the end of the residual stream, so nothing can be scored."
         )
+    taps.check_all_read()
+    if change is None:  # a moved source does not write what it computed
+        warn_of_gap(model.graph, session.record)
     total = summed(metric(logits, batch, clean_logits))
     edges = [tap.edge for tap in taps.read.values()]
     found = torch.autograd.grad(total, edges, allow_unused=True)
@@ -154,12 +160,13 @@ class _Taps:
         self._copies: dict[Reader, tuple[Tensor, int]] = {}
         self._anatomy = anatomy
         self._change = change
+        self._check = PassCheck(anatomy.verified)
         self._shape = (0, 0)
 
     def attach(self, scope: Scope) -> None:
-        for _dest, reader in _readers(self._anatomy):
+        for dest, reader in _readers(self._anatomy):
             # Before all other hooks, where a patch would go: those see what is really used.
-            attach(scope, reader.point, partial(self._tap, reader), first=True)
+            attach(scope, reader.point, partial(self._tap, dest, reader), first=True)
         if self._change is not None:
             attach(scope, *self._change)
         attach(scope, self._anatomy.sources[0].point, self._start)
@@ -175,7 +182,10 @@ class _Taps:
     def _pass(self, dest: DestSite, tensor: Tensor) -> None:
         self.streams[dest] = unflattened(tensor.detach(), self._shape)
 
-    def _tap(self, reader: Reader, tensor: Tensor) -> Tensor:
+    def _tap(self, dest: DestSite, reader: Reader, tensor: Tensor) -> Tensor:
+        if reader.norm is not None and dest in self.streams:
+            whole = unflattened(tensor, self._shape)
+            self._check.read(dest, reader, range(len(dest.names)), self.streams[dest], whole)
         # A hook may have put something in the stream's place that has no history.
         copy = (tensor if tensor.requires_grad else tensor.detach().requires_grad_()).clone()
         # Not the copy itself: a hook behind this one may write into it.
@@ -184,6 +194,18 @@ class _Taps:
             # Where attention's own gradient needs the copy, this takes no memory.
             self._copies[reader] = copy.detach(), copy._version
         return copy
+
+    def check_all_read(self) -> None:
+        """Check that every reader ran, and computed what the anatomy says.
+
+        Raises:
+            InputError: A reader did not run.
+            AnatomyError: One computes something else.
+        """
+        for dest, reader in _readers(self._anatomy):
+            if reader not in self.read or (reader.norm is not None and dest not in self.streams):
+                raise did_not_run(dest.names[0], "scored")
+        self._check.settle()
 
     @property
     def computed(self) -> dict[Reader, Tensor]:

@@ -85,6 +85,7 @@ def check_model(model: Any) -> None:
 
     Raises:
         InputError: It is not.
+        AnatomyError: It was changed since, and cannot be traced as it now is.
     """
     from circuit_trace.model import PatchableModel
 
@@ -94,6 +95,7 @@ def check_model(model: Any) -> None:
         raise InputError(
             "A patch is open on this model, so the clean pass would not be clean. Close it first."
         )
+    model._renew()
     for module in model.wrapped_model.modules():
         if module.training and getattr(module, "gradient_checkpointing", False) is True:
             raise InputError(

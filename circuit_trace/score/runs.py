@@ -177,11 +177,18 @@ def dtype_of_scores(model: PatchableModel) -> torch.dtype:
 def masked_logits(
     model: PatchableModel, prompts: Prompts, patched: SourceOutputs, masks: PruneScores
 ) -> Tensor:
-    """The logits of one pass with these masks, which leaves no record behind."""
+    """The logits of one pass with these masks, which leaves no record behind.
+
+    Raises:
+        InputError: There are none.
+    """
     plan = make_plan(model.graph, patched, None, masks)
     session = Session(model.wrapped_model, model.anatomy, (plan,), reads=False)
     with torch.no_grad():
         session.during(lambda: model.wrapped_model(prompts.tokens, **prompts.forward))
-    assert session.record is not None
-    assert session.record.logits is not None
-    return session.record.logits
+    logits = None if session.record is None else session.record.logits
+    if logits is None:
+        raise InputError(
+            "The pass did not reach the model's logits, so no metric can be computed from them."
+        )
+    return logits

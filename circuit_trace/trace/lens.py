@@ -146,7 +146,10 @@ def _check_logits(
         raise InputError(
             f"The end of the residual stream, the final norm and W_U give other logits at position "
             f"{worst} than this pass had (by {float(relative[worst]):.2g} relative to their size). "
-            "Were the weights changed since, or do hooks change the stream? Trace again without."
+            "Outputs cannot be read as tokens then: if weights were changed since or hooks change the "
+            "stream, trace again without; if the model does more behind its stream than that (an "
+            "adapter on the unembedding, a dense layer in its head), give direction= as a vector, or "
+            "choose another label."
         )
 
 

@@ -251,6 +251,41 @@ def test_logits_that_are_scaled_after_the_unembedding() -> None:
         assert_close(model.trace(tokens(1)).logits, model.wrapped_model(tokens(1)))
 
 
+@pytest.mark.parametrize("when", ["never", "before it is wrapped", "after"])
+def test_a_scale_that_compatibility_mode_folds_into_the_unembedding(when: str) -> None:
+    """`cfg.logit_scale` stays what it was. The oracle is what the model returns, also under a plain
+    hook that makes the end of the stream what one edge's patch makes of it."""
+    own = bridge("CohereForCausalLM", COHERE)
+    if when == "before it is wrapped":
+        own.enable_compatibility_mode(disable_warnings=True)
+    model = ct.wrap(own)
+    if when == "after":
+        model.trace(tokens(1))
+        own.enable_compatibility_mode(disable_warnings=True)
+    patched = model.source_outputs(tokens(2))
+    with torch.no_grad():
+        plain = own(tokens(1))
+        with model.patch():
+            own.run_with_hooks(tokens(1), fwd_hooks=[])
+    assert_close(model.last_trace.logits, plain)
+    trace = model.trace(tokens(1), patched=patched)
+    assert_close(trace.logits, plain)
+    change = patched["MLP 1"] - trace.current["MLP 1"]
+    hook = ("blocks.1.hook_resid_post", lambda tensor, hook: tensor + change)
+    with torch.no_grad():
+        expected = own.run_with_hooks(tokens(1), fwd_hooks=[hook])
+    edge = "MLP 1->Resid End"
+    assert_close(model.trace(tokens(1), patched=patched, edges=[edge]).logits, expected, **CLOSE)
+
+    def metric(logits: torch.Tensor, batch: object) -> torch.Tensor:
+        return logits[:, -1, 3] - logits[:, -1, 5]
+
+    scores = ct.exact_scores(model, (tokens(1), tokens(2)), metric, edges=[edge])
+    found = scores["blocks.1.hook_resid_post"][model.edge(edge).src.idx]
+    assert_close(found, metric(expected - plain, None).mean().to(found), **CLOSE)
+    assert len(trace.table([edge], direction=(3, 5))) == 1, "the weights give these logits"
+
+
 def test_a_forgotten_norm_is_named_with_its_layer() -> None:
     """Gemma 2 as if its blocks normalised before their parts only."""
     model = bridge("Gemma2ForCausalLM")

@@ -184,7 +184,7 @@ def test_weights_changed_since_the_pass_are_noticed() -> None:
     Lens.of(trace, 0)
     with torch.no_grad():
         bare.ln_final.w.mul_(torch.linspace(0.5, 2, len(bare.ln_final.w)))
-    with pytest.raises(ct.InputError, match="Were the weights changed since"):
+    with pytest.raises(ct.InputError, match="if weights were changed since"):
         Lens.of(trace, 0)
 
 
