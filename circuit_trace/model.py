@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_trace.anatomy import Anatomy, find_anatomy
-from circuit_trace.errors import AnatomyError, InputError, NoTraceError
+from circuit_trace.errors import AnatomyError, CircuitTraceError, InputError, NoTraceError
 from circuit_trace.graph import (
     DestNode,
     Edge,
@@ -109,18 +109,40 @@ def wrap(
         raise InputError(
             f"slice_output must be None, 'last_seq' or 'not_first_seq'; got {slice_output!r}."
         )
-    given = anatomy
+    fitting = _fitting_anatomy(hooked, anatomy, separate_qkv, check=verify)
+    wrapped = PatchableModel(hooked, fitting, build_graph(fitting, seq_len), slice_output)
     if anatomy is None:
-        anatomy = find_anatomy(hooked, separate_qkv=separate_qkv)
-    if verify:
-        _verify(hooked, anatomy)
-    wrapped = PatchableModel(hooked, anatomy, build_graph(anatomy, seq_len), slice_output)
-    if given is None:
         wrapped._anatomy_of = partial(find_anatomy, separate_qkv=separate_qkv)
     return wrapped
 
 
-_verify = verify
+def _fitting_anatomy(
+    hooked: nn.Module, anatomy: Anatomy | None, separate_qkv: bool, *, check: bool
+) -> Anatomy:
+    """The anatomy that was given or is found, checked on the model.
+
+    Raises:
+        AnatomyError: There is none, or it does not fit, or the model itself fails.
+    """
+    try:
+        if anatomy is None:
+            anatomy = find_anatomy(hooked, separate_qkv=separate_qkv)
+        if check:
+            verify(hooked, anatomy)
+        return anatomy
+    except Exception as error:  # somebody else's model runs here, and may raise anything
+        caveats = () if anatomy is None else anatomy.caveats
+        raise AnatomyError(" ".join((_why_not(hooked, error), *caveats))) from error
+
+
+def _why_not(hooked: nn.Module, error: Exception) -> str:
+    if isinstance(error, AnatomyError):
+        return str(error)
+    said = str(error).strip()
+    if not isinstance(error, CircuitTraceError):
+        first = said.partition("\n")[0].rstrip(".")
+        said = f"to find and check how it computes failed with {type(error).__name__}: {first}."
+    return f"This {type(hooked).__name__} cannot be traced: {said}"
 
 
 _PATCHED_BY: WeakKeyDictionary[nn.Module, PatchableModel] = WeakKeyDictionary()

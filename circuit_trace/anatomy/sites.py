@@ -186,3 +186,5 @@ class Anatomy:
     cfg: Any = None
     without_logits: Mapping[str, Any] = field(default_factory=dict)
     """Options of a pass whose logits nobody needs, to leave out a costly unembedding."""
+    caveats: tuple[str, ...] = ()
+    """Sentences on what is unusual about the model, said where the check finds that it does not fit."""

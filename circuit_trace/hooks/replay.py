@@ -27,16 +27,16 @@ def replay(
     session = Session(model, anatomy, reads=False)
     handles: list[RemovableHandle] = []
     try:
-        session.attach()
         for dest in anatomy.dests:
             for reader in dest.readers:
                 handles.append(attach(reader.point, partial(_instead, read[id(reader.point)])))
+        session.attach()  # behind them: the record holds what is replayed
         run()
     finally:
         try:
-            detach_all(handles)
-        finally:
             session.detach()
+        finally:
+            detach_all(handles)
     assert session.record is not None  # a pass as the one before
     return session.record
 

@@ -132,7 +132,9 @@ class _Seen:
 def _unseen_readers(model: nn.Module, seen: _Seen, example: Tensor) -> Iterator[_Difference]:
     """How far each source is from what it wrote, when all that it reads is what it read then."""
     anatomy = seen.anatomy
-    now = replay(model, anatomy, seen.tensors, lambda: _pass(model, anatomy, example.roll(1, dims=1)))
+    now = replay(
+        model, anatomy, seen.tensors, lambda: _pass(model, anatomy, example.roll(1, dims=1))
+    )
     for what, relative in unseen_readers(anatomy, seen.record, now):
         what += (
             " when all that it reads is replayed (it reads the residual stream in a way that the "
