@@ -132,16 +132,20 @@ def _fitting_anatomy(
         return anatomy
     except Exception as error:  # somebody else's model runs here, and may raise anything
         caveats = () if anatomy is None else anatomy.caveats
-        raise AnatomyError(" ".join((_why_not(hooked, error), *caveats))) from error
+        raise AnatomyError(" ".join((_why_not(hooked, anatomy, error), *caveats))) from error
 
 
-def _why_not(hooked: nn.Module, error: Exception) -> str:
+def _why_not(hooked: nn.Module, anatomy: Anatomy | None, error: Exception) -> str:
     if isinstance(error, AnatomyError):
         return str(error)
     said = str(error).strip()
     if not isinstance(error, CircuitTraceError):
+        step = "looking for its anatomy"
+        if anatomy is not None:
+            on = "" if anatomy.tokens is None else ", on example tokens,"
+            step = f"the pass that checks its anatomy{on}"
         first = said.partition("\n")[0].rstrip(".")
-        said = f"to find and check how it computes failed with {type(error).__name__}: {first}."
+        said = f"{step} failed with {type(error).__name__}: {first}."
     return f"This {type(hooked).__name__} cannot be traced: {said}"
 
 

@@ -23,14 +23,15 @@ def obstacles(model: nn.Module) -> tuple[str, ...]:
     for name, module in model.named_modules():
         for is_one, sentence in KINDS:
             if sentence not in found and is_one(module):
-                found[sentence] = sentence.format(name=name, kind=type(module).__name__)
+                place = name.replace("._original_component", "")
+                found[sentence] = sentence.format(name=place, kind=type(module).__name__)
     return tuple(found.values())
 
 
 def is_adapter(module: nn.Module) -> bool:
     """Whether a layer of peft applies an adapter beside the weight that it shows."""
     return (
-        hasattr(module, "base_layer")
+        "base_layer" in vars(module)["_modules"]
         and not getattr(module, "merged", False)
         and not getattr(module, "disable_adapters", False)
     )

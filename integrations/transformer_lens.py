@@ -177,9 +177,7 @@ class _Builder:
         """The hook point of that name, or what was put in its place, such as a sparse autoencoder."""
         if name in hooks:
             return Point(hooks[name])
-        place: Any = self.model
-        for part in name.split("."):
-            place = getattr(place, part, None)
+        place = _part(self.model, name)
         if not isinstance(place, nn.Module):
             raise AnatomyError(
                 f"This {type(self.model).__name__} has no hook point {name!r}, which every decoder "
@@ -263,7 +261,7 @@ class _Builder:
             projection = Projection(block.attn, letter, n_heads, cfg, not self._is_ungrouped)
             point = self._hook(hooks, f"blocks.{layer}.attn.hook_{letter.lower()}")
             readers[letter] = Reader(point, norm, projection.weight, projection.bias)
-        _check_no_adapter_is_lost(block.attn, layer)
+        _check_no_adapter_is_lost(block, layer)
         stream = self._hook(hooks, f"blocks.{layer}.hook_resid_pre")
         common: dict[str, Any] = {
             "kind": "attention",
@@ -354,15 +352,29 @@ def _normalises_after(block: Any) -> bool:
     return getattr(block.cfg, "original_architecture", None) in architectures
 
 
-def _check_no_adapter_is_lost(attn: Any, layer: int) -> None:
-    """A bridge splits one matrix of queries, keys and values by copying its weights alone."""
-    joint = getattr(getattr(attn, "qkv", None), "original_component", None)
-    if isinstance(joint, nn.Module) and is_adapter(joint):
-        raise AnatomyError(
-            f"An adapter that is not merged stands at the queries, keys and values of layer {layer} "
-            f"({type(joint).__name__}), and TransformerBridge computes them without it. Merge it "
-            "into the weights before the model is bridged, with model.merge_and_unload()."
-        )
+def _part(place: Any, path: str) -> Any:
+    """What stands at a path below a module, None if nothing does; names may be a bridge's aliases."""
+    for name in path.split("."):
+        aliases = getattr(place, "hook_aliases", {}).get(name, ())
+        aliases = (aliases,) if isinstance(aliases, str) else aliases
+        behind = (found for alias in aliases if (found := _part(place, alias)) is not None)
+        place = next(behind, None) or getattr(place, name, None)
+    return place
+
+
+def _check_no_adapter_is_lost(block: Any, layer: int) -> None:
+    """A bridge splits one matrix that makes several things by copying its weights alone."""
+    joint = [_part(block, "attn.qkv.original_component")]
+    if type(getattr(block, "mlp", None)).__name__.startswith("JointGateUp"):
+        joint.append(_part(block, "mlp.original_component.gate_up_proj"))
+    for module in joint:
+        if isinstance(module, nn.Module) and is_adapter(module):
+            raise AnatomyError(
+                f"TransformerBridge computes layer {layer} without the adapter that stands there "
+                f"({type(module).__module__}.{type(module).__name__}): it splits the weights under "
+                "it. Merge the adapter into them before the model is bridged, with "
+                "model.merge_and_unload()."
+            )
 
 
 def _example(model: Any) -> Tensor:

@@ -108,6 +108,11 @@ class _Seen:
         ours = reader.project(copies, heads).permute(1, 2, 0, 3)
         names = " … ".join(dict.fromkeys((dest.names[0], dest.names[-1])))
         what = f"what {names} computes from the residual stream"
+        if ours.shape != own.shape:
+            raise AnatomyError(
+                f"The anatomy expects that {what} is {list(ours.shape)} (batch, seq, heads, width), "
+                f"but {list(own.shape)} passed there. A model of this layout cannot be traced."
+            )
         dtype = _coarsest([own.dtype, stream.dtype])
         return _Difference(what, difference(ours, own, *_squares(reader, stream)), dtype)
 
