@@ -125,5 +125,5 @@ def _bridge_it(model: nn.Module) -> str:
     call = how.partition("(")[0].partition(".")[0]
     return (
         f"This {kind} is a model of Hugging Face's transformers, which has no hook points. Bridge it "
-        f"first, from {where} import {call}; wrap({how})."
+        f"first: from {where} import {call}; wrap({how})."
     )

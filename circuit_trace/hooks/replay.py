@@ -23,10 +23,16 @@ from circuit_trace.hooks.session import Session
 def replay(
     model: nn.Module, anatomy: Anatomy, read: Mapping[int, Tensor], run: Callable[[], object]
 ) -> PassRecord:
-    """The record of a pass in which each reader's tensor is the one in `read`, by its point's id."""
+    """The record of a pass in which each reader's tensor is the one in `read`, by its point's id.
+
+    The stream itself begins with something else, as large as it ever was: what the layers add, being
+    the same, would else hide it from whatever reads it further down.
+    """
+    end = read[id(anatomy.dests[-1].stream)]
     session = Session(model, anatomy, reads=False)
     handles: list[RemovableHandle] = []
     try:
+        handles.append(attach(anatomy.sources[0].point, partial(_with_another, end)))
         for dest in anatomy.dests:
             for reader in dest.readers:
                 handles.append(attach(reader.point, partial(_instead, read[id(reader.point)])))
@@ -56,3 +62,7 @@ def unseen_readers(
 
 def _instead(recorded: Tensor, tensor: Tensor) -> Tensor:
     return recorded.clone().view_as(tensor)  # a model may go on to add to it in place
+
+
+def _with_another(end: Tensor, start: Tensor) -> Tensor:
+    return start + end.view_as(start).roll(1, dims=1).to(start)

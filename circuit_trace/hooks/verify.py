@@ -207,7 +207,7 @@ def _run(model: nn.Module, anatomy: Anatomy, example: Tensor) -> _Seen:
         for number, point in points.items():
 
             def keep(tensor: Tensor, number: int = number) -> None:
-                tensors[number] = tensor
+                tensors[number] = tensor.clone()  # a model may go on to add to it in place
 
             handles.append(attach(point, keep))
         output = _pass(model, anatomy, example)
