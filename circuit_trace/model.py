@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from circuit_trace import copies
 from circuit_trace.anatomy import Anatomy, Places, find_anatomy
-from circuit_trace.errors import AnatomyError, DataWarning, InputError, NoTraceError
+from circuit_trace.errors import (
+    AnatomyError,
+    CircuitTraceError,
+    DataWarning,
+    InputError,
+    NoTraceError,
+)
 from circuit_trace.graph import (
     DestNode,
     Edge,
@@ -142,22 +148,46 @@ def wrap(
         raise InputError(
             f"slice_output must be None, 'last_seq' or 'not_first_seq'; got {slice_output!r}."
         )
-    given = anatomy
+    fitting = _fitting_anatomy(hooked, anatomy, separate_qkv, check=verify)
+    wrapped = PatchableModel(hooked, fitting, build_graph(fitting, seq_len), slice_output)
     if anatomy is None:
-        anatomy = find_anatomy(hooked, separate_qkv=separate_qkv)
-    if verify:
-        anatomy = _verified(hooked, anatomy)
-    wrapped = PatchableModel(hooked, anatomy, build_graph(anatomy, seq_len), slice_output)
-    if given is None:
         wrapped._anatomy_of = partial(find_anatomy, separate_qkv=separate_qkv)
     return wrapped
 
 
-_verify = verify
+def _fitting_anatomy(
+    hooked: nn.Module, anatomy: Anatomy | None, separate_qkv: bool, *, check: bool
+) -> Anatomy:
+    """The anatomy that was given or is found, checked on the model.
+
+    Raises:
+        AnatomyError: There is none, or it does not fit, or the model itself fails.
+    """
+    try:
+        if anatomy is None:
+            anatomy = find_anatomy(hooked, separate_qkv=separate_qkv)
+        return _verified(hooked, anatomy) if check else anatomy
+    except Exception as error:  # somebody else's model runs here, and may raise anything
+        caveats = () if anatomy is None else anatomy.caveats
+        raise AnatomyError(" ".join((_why_not(hooked, anatomy, error), *caveats))) from error
+
+
+def _why_not(hooked: nn.Module, anatomy: Anatomy | None, error: Exception) -> str:
+    if isinstance(error, AnatomyError):
+        return str(error)
+    said = str(error).strip()
+    if not isinstance(error, CircuitTraceError):
+        step = "looking for its anatomy"
+        if anatomy is not None:
+            on = "" if anatomy.tokens is None else ", on example tokens,"
+            step = f"the pass that checks its anatomy{on}"
+        first = said.partition("\n")[0].rstrip(".")
+        said = f"{step} failed with {type(error).__name__}: {first}."
+    return f"This {type(hooked).__name__} cannot be traced: {said}"
 
 
 def _verified(model: nn.Module, anatomy: Anatomy) -> Anatomy:
-    _verify(model, replace(anatomy, verified=False))
+    verify(model, replace(anatomy, verified=False))
     return replace(anatomy, verified=True)
 
 

@@ -29,8 +29,14 @@ from circuit_trace.anatomy import (
 )
 from circuit_trace.errors import AnatomyError, InputError
 
-EXAMPLE_TOKENS = 5
+from .obstacles import is_adapter, not_bridged, obstacles
+from .projections import Projection
+
+EXAMPLE_TOKENS = 8
 """Length of the prompt that an anatomy is verified with: longer than any off-by-one."""
+
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of the golden ratio, modulo 1, are spread evenly however many there are."""
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -44,7 +50,8 @@ def anatomy(model: nn.Module, *, separate_qkv: bool = True) -> Anatomy | None:
     ['Resid Start', 'A0.0', 'MLP 0', 'A1.0', 'MLP 1']
 
     Raises:
-        AnatomyError: One of the two, but not built of decoder blocks that this file knows.
+        AnatomyError: One of the two, but not built of decoder blocks that this file knows; or a
+            model that becomes one of the two when it is bridged, merged or not compiled.
     """
     for class_name, norm in (
         ("HookedTransformer", _hooked_norm),
@@ -54,10 +61,14 @@ def anatomy(model: nn.Module, *, separate_qkv: bool = True) -> Anatomy | None:
             try:
                 return _Builder(model, norm, separate_qkv).build()
             except (AttributeError, LookupError, RuntimeError, ValueError) as error:
-                raise AnatomyError(
+                reason = (
                     f"This {class_name} is not built as decoder models are (blocks of attention and "
                     f"MLP between one embedding and one unembedding), so it cannot be traced: {error}"
-                ) from error
+                )
+                raise AnatomyError(" ".join((reason, *obstacles(model)))) from error
+    bridging = not_bridged(model)
+    if bridging is not None:
+        raise AnatomyError(bridging)
     return None
 
 
@@ -147,6 +158,7 @@ class _Builder:
             to_strings=_strings_of(getattr(self.model, "tokenizer", None)),
             unembed=self._unembed(),
             cfg=cfg,
+            caveats=obstacles(self.model),
             # HookedTransformer's unembedding copies W_U in each pass.
             without_logits={"return_type": None} if self.norm is _hooked_norm else {},
             pad_token=_pad_token(self.model),
@@ -170,28 +182,32 @@ class _Builder:
         )
 
     def _hook(self, hooks: dict[str, nn.Module], name: str) -> Point:
-        if name not in hooks:
+        """The hook point of that name, or what was put in its place, such as a sparse autoencoder."""
+        if name in hooks:
+            return Point(hooks[name])
+        place = _part(self.model, name)
+        if not isinstance(place, nn.Module):
             raise AnatomyError(
                 f"This {type(self.model).__name__} has no hook point {name!r}, which every decoder "
                 "model that can be traced has."
             )
-        return Point(hooks[name])
+        return Point(place)
 
     def _attention_output(
         self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int
     ) -> SourceSite:
-        attn = block.attn
+        projection = Projection(block.attn, "O", self.model.cfg.n_heads, self.model.cfg)
         return SourceSite(
             names=tuple(f"A{layer}.{head}" for head in range(self.model.cfg.n_heads)),
             kind="attention",
             depth=depth,
             point=self._hook(hooks, f"blocks.{layer}.attn.hook_z"),
             layer=layer,
-            weight=lambda: attn.W_O,
-            bias=lambda: getattr(attn, "b_O", None),
+            weight=projection.weight,
+            bias=projection.bias,
             norm=self._norm_after_attention(block),
             scale=self._residual_scale,
-            total=self._total(attn),
+            total=self._total(block.attn),
             attention=self._attention(hooks, layer),
         )
 
@@ -224,7 +240,16 @@ class _Builder:
 
     @property
     def _n_kv_heads(self) -> int:
-        return getattr(self.model.cfg, "n_key_value_heads", None) or self.model.cfg.n_heads
+        """How many keys and values pass: in an ungrouped model one for each query head."""
+        cfg = self.model.cfg
+        shared = getattr(cfg, "n_key_value_heads", None)
+        return cfg.n_heads if self._is_ungrouped or not shared else shared
+
+    @property
+    def _is_ungrouped(self) -> bool:
+        """A setting of HookedTransformer's; a bridge has it too, but does not heed it."""
+        is_hooked = self.norm is _hooked_norm
+        return is_hooked and getattr(self.model.cfg, "ungroup_grouped_query_attention", False)
 
     def _mlp_output(
         self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int
@@ -244,16 +269,14 @@ class _Builder:
     ) -> list[DestSite]:
         cfg = self.model.cfg
         norm = self._norm_before_attention(block)
-        readers = {
-            letter: Reader(
-                self._hook(hooks, f"blocks.{layer}.attn.hook_{letter.lower()}"),
-                norm,
-                partial(_of_heads, block.attn, f"W_{letter}"),
-                partial(_of_heads, block.attn, f"b_{letter}", None),
-            )
-            for letter in "QKV"
-        }
         n_kv_heads = self._n_kv_heads
+        readers = {}
+        for letter in "QKV":
+            n_heads = cfg.n_heads if letter == "Q" else n_kv_heads
+            projection = Projection(block.attn, letter, n_heads, cfg, not self._is_ungrouped)
+            point = self._hook(hooks, f"blocks.{layer}.attn.hook_{letter.lower()}")
+            readers[letter] = Reader(point, norm, projection.weight, projection.bias)
+        _check_no_adapter_is_lost(block, layer)
         stream = self._hook(hooks, f"blocks.{layer}.hook_resid_pre")
         common: dict[str, Any] = {
             "kind": "attention",
@@ -344,19 +367,38 @@ def _normalises_after(block: Any) -> bool:
     return getattr(block.cfg, "original_architecture", None) in architectures
 
 
-def _of_heads(attn: Any, name: str, *default: None) -> Tensor | None:
-    """A weight or bias of attention, a row for each head that has one of its own.
+def _part(place: Any, path: str) -> Any:
+    """What stands at a path below a module, None if nothing does; names may be a bridge's aliases."""
+    for name in path.split("."):
+        aliases = getattr(place, "hook_aliases", {}).get(name, ())
+        aliases = (aliases,) if isinstance(aliases, str) else aliases
+        behind = (found for alias in aliases if (found := _part(place, alias)) is not None)
+        place = next(behind, None) or getattr(place, name, None)
+    return place
 
-    HookedTransformer's grouped-query attention keeps those of its key-value heads under `_W_K`.
-    """
-    own = getattr(attn, f"_{name}", None)
-    return getattr(attn, name, *default) if own is None else own
+
+def _check_no_adapter_is_lost(block: Any, layer: int) -> None:
+    """A bridge splits one matrix that makes several things by copying its weights alone."""
+    joint = [_part(block, "attn.qkv.original_component")]
+    if type(getattr(block, "mlp", None)).__name__.startswith("JointGateUp"):
+        joint.append(_part(block, "mlp.original_component.gate_up_proj"))
+    for module in joint:
+        if isinstance(module, nn.Module) and is_adapter(module):
+            raise AnatomyError(
+                f"TransformerBridge computes layer {layer} without the adapter that stands there "
+                f"({type(module).__module__}.{type(module).__name__}): it splits the weights under "
+                "it. Merge the adapter into them before the model is bridged, with "
+                "model.merge_and_unload()."
+            )
 
 
 def _example(model: Any) -> Tensor:
-    device = next(model.parameters()).device
+    """Token ids from all over the vocabulary: the first of them are often special."""
+    devices = (one.device for one in model.parameters() if one.device.type != "meta")
     length = min(EXAMPLE_TOKENS, int(getattr(model.cfg, "n_ctx", None) or EXAMPLE_TOKENS))
-    return (torch.arange(length, device=device) % model.cfg.d_vocab)[None]
+    parts = torch.arange(1, length + 1, dtype=torch.float64) * GOLDEN % 1
+    ids = (parts * model.cfg.d_vocab).long()
+    return ids[None].to(next(devices, "cpu"))
 
 
 def _settings(model: Any) -> tuple[Any, ...]:

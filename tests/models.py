@@ -87,6 +87,13 @@ def folded() -> Any:
     return model
 
 
+def ungrouped() -> Any:
+    """Shared key-value heads that are shown once for each query head, as MIB's scripts set it."""
+    model = hooked(n_key_value_heads=N_KV_HEADS)
+    model.set_ungroup_grouped_query_attention(True)
+    return model
+
+
 def native(**options: Any) -> Any:
     """A bridge around TransformerLens' own small model."""
     from transformer_lens.model_bridge import TransformerBridge
@@ -185,6 +192,7 @@ _HOOKED: dict[str, Case] = {
     "hooked parallel": _hooked_case(parallel_attn_mlp=True),
     "hooked attention-only": _hooked_case(attn_only=True),
     "hooked grouped": _hooked_case(n_key_value_heads=N_KV_HEADS),
+    "hooked ungrouped": Case(ungrouped, ungrouped),
     "hooked rotary, gated MLP": _hooked_case(
         positional_embedding_type="rotary", rotary_dim=2, gated_mlp=True, act_fn="silu"
     ),

@@ -20,14 +20,22 @@ def find_anatomy(model: nn.Module, *, separate_qkv: bool) -> Anatomy:
     """Ask each anatomy of the entry-point group `circuit_trace.anatomies`, in order of their names.
 
     Raises:
-        AnatomyError: No installed anatomy knows a model of this class.
+        AnatomyError: No installed anatomy knows a model of this class. Where one says why it does
+            not, its reason.
     """
     offered = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    refusals: list[AnatomyError] = []
     for point in offered:
         builder: AnatomyBuilder = point.load()
-        anatomy = builder(model, separate_qkv=separate_qkv)
+        try:
+            anatomy = builder(model, separate_qkv=separate_qkv)
+        except AnatomyError as error:  # another may know it all the same
+            refusals.append(error)
+            continue
         if anatomy is not None:
             return anatomy
+    if refusals:
+        raise refusals[0]
     raise AnatomyError(
         f"No anatomy fits a {type(model).__module__}.{type(model).__qualname__}. Expected a "
         "HookedTransformer, a TransformerBridge, or a module for which an installed package "

@@ -209,3 +209,6 @@ class Anatomy:
             yield from (reader.point for reader in dest.readers)
         yield self.logits
         yield from (self.tokens,) if self.tokens else ()
+
+    caveats: tuple[str, ...] = ()
+    """Sentences on what is unusual about the model, said where the check finds that it does not fit."""

@@ -3,71 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from circuit_trace.anatomy import Anatomy, DestSite, Point
-from circuit_trace.errors import AnatomyError, CircuitTraceError
-from circuit_trace.graph import build_graph
+from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
+from circuit_trace.errors import AnatomyError
 from circuit_trace.hooks.attach import attach, unflattened
 from circuit_trace.hooks.record import PassRecord
+from circuit_trace.hooks.replay import replay, unseen_readers
+from circuit_trace.hooks.rounding import difference, one_rounding, wide
+from circuit_trace.hooks.rounding import tolerance_of as tolerance_of
 from circuit_trace.hooks.session import Session
-from circuit_trace.plan import Plan, SourceOutputs
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Largest relative difference that rounding explains. Float32 sums over layers in another order
-differ by 1e-6 to 1e-5; a forgotten bias or norm weight by 1e-2 and more."""
-
-SMALL = 0.01
-"""Positions count as no smaller than this share of the middle one."""
-
-
-def tolerance_of(dtype: torch.dtype) -> float:
-    """The largest relative difference that rounding explains in numbers of this kind."""
-    return TOLERANCE.get(dtype, max(TOLERANCE.values()))
+from circuit_trace.plan import SiteOutput
 
 
 @dataclass(frozen=True, eq=False)
 class _Difference:
     what: str
     relative: float
+    dtype: torch.dtype
 
 
 @torch.no_grad()
 def verify(model: nn.Module, anatomy: Anatomy) -> None:
     """Run the anatomy's example and compare its arithmetic with the model's own tensors.
 
-    At every destination the stream must equal the sum of the sources before it and their biases,
-    and what the destination computes from the stream must equal what the model computed. Another
-    input with every edge patched from the first one must make every source write what it wrote
-    then: a layer that reads the stream where the anatomy knows of no destination does not.
+    At every destination the stream must be what the destination before it read and what the sources
+    and biases between them add, and what the destination computes from the stream must equal what
+    the model computed. In a pass on another input, where every destination is given what it read in
+    the first one, every source must write what it wrote then: a layer that reads the stream where
+    the anatomy knows of no destination does not.
+
+    Each step is compared on its own, so what is allowed is one rounding of the model's own type.
 
     Raises:
         AnatomyError: Something differs: which tensor of which layer, and by how much.
     """
     example = anatomy.example()
-    try:
-        seen = _run(model, anatomy, example)
-    except CircuitTraceError:
-        raise
-    except ValueError as error:  # a weight that cannot be read head by head, for instance
-        raise AnatomyError(
-            f"This {type(model).__name__} cannot be traced: the pass that checks its anatomy failed "
-            f"with {type(error).__name__}: {error}"
-        ) from error
-    tolerance = tolerance_of(seen.dtype)
-    unseen = _unseen_readers(model, anatomy, example, seen.record)
-    for found in chain(seen.all_differences(), unseen):
-        if found.relative <= tolerance:  # a NaN must fail too
+    seen = _run(model, anatomy, example)
+    for found in chain(seen.all_differences(), _unseen_readers(model, seen, example)):
+        allowed = one_rounding(found.dtype)
+        if found.relative <= allowed:  # a NaN must fail too
             continue
         raise AnatomyError(
             f"The anatomy found for this {type(model).__name__} does not reproduce it: {found.what} "
-            f"differs by {found.relative:.2g} relative to its size (allowed for {seen.dtype}: "
-            f"{tolerance:g}). Patching it would give wrong results, so it is refused. If hooks on "
+            f"differs by {found.relative:.2g} relative to its size (allowed for {found.dtype}: "
+            f"{allowed:.2g}). Patching it would give wrong results, so it is refused. If hooks on "
             "the model change these tensors, wrap it before they are added; wrap(model, "
             "verify=False) skips this check."
         )
@@ -83,49 +68,55 @@ class _Seen:
         self.record = record
         self.tensors = tensors
         self.output = output
-        self._sums: dict[int, Tensor] = {}
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.record.outputs[0].code.dtype
 
     def all_differences(self) -> Iterator[_Difference]:
         """In the order of the flow, so that the first is where a difference comes from."""
+        streams: dict[int, Tensor] = {}
         for dest in self.anatomy.dests:
-            yield from self.differences(dest)
+            stream = self._tensor(dest.stream, dest)
+            yield self._step(streams, dest, stream)
+            streams[dest.n_sources] = stream
+            for reader in dest.readers:
+                if reader.norm is not None:
+                    yield self._computed(dest, reader, stream)
         raw, output = self.tensors.get(id(self.anatomy.logits)), self.output
         logits = None if raw is None else self.anatomy.finish_logits(raw)
         if logits is None or not isinstance(output, Tensor) or output.shape != logits.shape:
             return  # the model gave something else, such as its loss
-        yield _Difference("the logits", _relative(logits, output))
+        yield _Difference("the logits", difference(logits, output), output.dtype)
 
-    def differences(self, dest: DestSite) -> list[_Difference]:
-        stream = self._tensor(dest.stream, dest)
+    def _step(self, streams: dict[int, Tensor], dest: DestSite, stream: Tensor) -> _Difference:
+        """From the last stream that was seen, by its number of sources, to what `dest` reads."""
+        begin = max((n for n in streams if n <= dest.n_sources), default=0)
+        total = streams.get(begin, torch.zeros((), dtype=stream.dtype))
+        dtypes, squares, end = [stream.dtype], wide(total).square(), 0
+        for site, bias in zip(self.record.outputs, self.record.biases, strict=True):
+            end += site.code.shape[2]
+            if not begin < end <= dest.n_sources:
+                continue
+            dtypes.append(site.code.dtype)
+            written, square = _written(site, bias)
+            # In the model's own type: what is too small to be added there is lost here too.
+            total = total.to(written.device) + written.to(stream.dtype)
+            squares = squares.to(written.device) + square
         where = f"the residual stream that {dest.names[0]} reads"
-        found = [_Difference(where, _relative(self.sum_before(dest.n_sources), stream))]
-        heads = range(len(dest.names))
-        for reader in dest.readers:
-            if reader.norm is not None:
-                own = self._tensor(reader.point, dest).reshape(*stream.shape[:2], len(heads), -1)
-                copies = stream.expand(len(heads), *stream.shape)
-                ours = reader.project(copies, heads).permute(1, 2, 0, 3)
-                name = f"what {dest.names[0]} … {dest.names[-1]} computes from the residual stream"
-                if len(heads) == 1:
-                    name = f"what {dest.names[0]} computes from the residual stream"
-                found.append(_Difference(name, _relative(ours, own)))
-        return found
+        return _Difference(where, difference(total, stream, squares), _coarsest(dtypes))
 
-    def sum_before(self, n_sources: int) -> Tensor:
-        """The sum of the first sources and of the biases of their sites."""
-        if not self._sums:
-            total, end = torch.zeros(()), 0
-            for site, bias in zip(self.record.outputs, self.record.biases, strict=True):
-                written = site.project(range(site.code.shape[2])).sum(0)
-                written = written if bias is None else written + bias
-                total = total.to(written.device) + written
-                end += site.code.shape[2]
-                self._sums[end] = total
-        return self._sums[n_sources]
+    def _computed(self, dest: DestSite, reader: Reader, stream: Tensor) -> _Difference:
+        """What a destination computes from the stream."""
+        heads = range(len(dest.names))
+        own = self._tensor(reader.point, dest).reshape(*stream.shape[:2], len(heads), -1)
+        copies = stream.expand(len(heads), *stream.shape)
+        ours = reader.project(copies, heads).permute(1, 2, 0, 3)
+        names = " … ".join(dict.fromkeys((dest.names[0], dest.names[-1])))
+        what = f"what {names} computes from the residual stream"
+        if ours.shape != own.shape:
+            raise AnatomyError(
+                f"The anatomy expects that {what} is {list(ours.shape)} (batch, seq, heads, width), "
+                f"but {list(own.shape)} passed there. A model of this layout cannot be traced."
+            )
+        dtype = _coarsest([own.dtype, stream.dtype])
+        return _Difference(what, difference(ours, own, *_squares(reader, stream)), dtype)
 
     def _tensor(self, point: Point, dest: DestSite) -> Tensor:
         if id(point) not in self.tensors:
@@ -145,28 +136,54 @@ class _Seen:
         return tensor
 
 
-def _unseen_readers(
-    model: nn.Module, anatomy: Anatomy, example: Tensor, record: PassRecord
-) -> Iterator[_Difference]:
-    """How far each source is from what it wrote, when every edge into it is patched from then."""
-    graph = build_graph(anatomy, None)
-    batch, seq = record.outputs[0].code.shape[:2]
-    then = SourceOutputs(graph.srcs, tuple(record.outputs), batch, seq)
-    every = {module.name: torch.ones(module.shape) for module in graph.modules}
-    session = Session(model, anatomy, (Plan(graph, every, (), then),), reads=False)
-    session.during(lambda: _pass(model, anatomy, example.roll(1, dims=1)))
-    assert session.record is not None  # a pass as the one before
-    for site, now, before in zip(
-        anatomy.sources, session.record.outputs, record.outputs, strict=True
-    ):
-        if site.kind == "embed":
-            continue
-        names = " … ".join(dict.fromkeys((site.names[0], site.names[-1])))
-        what = (
-            f"what {names} writes when all that it reads is patched (it reads the residual stream in "
-            "a way that the anatomy does not know)"
+def _unseen_readers(model: nn.Module, seen: _Seen, example: Tensor) -> Iterator[_Difference]:
+    """How far each source is from what it wrote, when all that it reads is what it read then."""
+    anatomy = seen.anatomy
+    now = replay(
+        model, anatomy, seen.tensors, lambda: _pass(model, anatomy, example.roll(1, dims=1))
+    )
+    for what, relative in unseen_readers(anatomy, seen.record, now):
+        what += (
+            " when all that it reads is replayed (it reads the residual stream in a way that the "
+            "anatomy does not know)"
         )
-        yield _Difference(what, _relative(now.code, before.code))
+        yield _Difference(what, relative, seen.record.outputs[0].code.dtype)
+
+
+def _written(site: SiteOutput, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a site adds to the stream, hardly rounded, and the sum of the squares that made it."""
+    exact = replace(
+        site,
+        code=wide(site.code),
+        weight=None if site.weight is None else wide(site.weight),
+        gain=None if site.gain is None else wide(site.gain),
+    )
+    squared = replace(
+        exact,
+        code=exact.code.square(),
+        weight=None if exact.weight is None else exact.weight.square(),
+        gain=None if exact.gain is None else exact.gain.square(),
+    )
+    every = range(site.code.shape[2])
+    written, squares = exact.project(every).sum(0), squared.project(every).sum(0)
+    if bias is not None:
+        written, squares = written + bias, squares + wide(bias).square()
+    return written, squares + written.square()
+
+
+def _squares(reader: Reader, stream: Tensor) -> list[Tensor | None]:
+    """The squares of what a reader adds up for each entry, `[batch, seq, head, width]`."""
+    weight, bias = reader.weight(), reader.bias()
+    if weight is None:
+        return []
+    assert reader.norm is not None
+    normed = wide(reader.norm(stream)).square()
+    products = torch.einsum("bpd,hdw->bphw", normed, wide(weight).square())
+    return [products, None if bias is None else wide(bias).square()]
+
+
+def _coarsest(dtypes: list[torch.dtype]) -> torch.dtype:
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _pass(model: nn.Module, anatomy: Anatomy, example: Tensor) -> object:
@@ -187,7 +204,7 @@ def _run(model: nn.Module, anatomy: Anatomy, example: Tensor) -> _Seen:
     session = Session(model, anatomy, reads=False)
 
     def keep(number: int, tensor: Tensor) -> None:
-        tensors[number] = tensor
+        tensors[number] = tensor.clone()  # a model may go on to add to it in place
 
     def run() -> object:
         for number, point in points.items():
@@ -203,14 +220,3 @@ def _run(model: nn.Module, anatomy: Anatomy, example: Tensor) -> _Seen:
             f"as the anatomy expects: {what}. The model cannot be traced."
         )
     return _Seen(anatomy, session.record, tensors, output)
-
-
-def _relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest relative difference at any position: one huge position must not hide others."""
-    if ours.shape != theirs.shape:
-        return float("inf")
-    expected = theirs.detach().float().flatten(2).norm(dim=-1)
-    difference = (ours.detach().to(theirs.device).float() - theirs.detach().float()).flatten(2)
-    least = SMALL * expected.median()  # what is almost nothing has no digits to compare
-    tiny = torch.finfo(torch.float32).tiny
-    return float((difference.norm(dim=-1) / torch.maximum(expected, least).clamp_min(tiny)).max())

@@ -10,14 +10,13 @@ from torch import nn
 
 import circuit_trace as ct
 from circuit_trace.anatomy import find_anatomy
-from tests.anatomy.toy import ToyModel
+from tests.anatomy.toy import ToyModel, anatomy
 from tests.models import shared
 
 EXPECTED_A_MODEL = "Expected a model (a torch.nn.Module such as a HookedTransformer), got {}."
 MODELS_THAT_NOTHING_FITS = {
     "a linear layer": lambda: nn.Linear(2, 2),
     "a plain transformer": lambda: nn.TransformerEncoderLayer(8, 2),
-    "what a bridge wraps": lambda: shared("bridge GPT-2").original_model,
 }
 
 
@@ -55,6 +54,38 @@ def test_a_wrapper_is_not_wrapped_again() -> None:
     assert str(caught.value) == (
         "This model is wrapped already; wrap its .wrapped_model to wrap it anew."
     )
+
+
+def test_another_anatomy_may_know_what_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: nn.Module, *, separate_qkv: bool) -> None:
+        raise ct.AnatomyError(f"Not this one, {separate_qkv}.")
+
+    class Offered:
+        def __init__(self, name: str, builder: object) -> None:
+            self.name, self.load = name, lambda: builder
+
+    offered = [Offered("a", refuse), Offered("b", anatomy)]
+    monkeypatch.setattr("circuit_trace.anatomy.find.entry_points", lambda group: offered)
+    assert find_anatomy(ToyModel(), separate_qkv=True).sources[1].names == ("B0.0", "B0.1")
+    with pytest.raises(ct.AnatomyError, match=r"^Not this one, True\.$"):
+        find_anatomy(nn.Linear(2, 2), separate_qkv=True)
+
+
+def test_an_anatomy_that_fails_is_no_foreign_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        name = "broken"
+
+        def load(self) -> object:
+            raise ImportError("No module named 'mine'\nand more")
+
+    monkeypatch.setattr("circuit_trace.anatomy.find.entry_points", lambda group: [Broken()])
+    with pytest.raises(ct.AnatomyError) as caught:
+        ct.wrap(ToyModel())
+    assert str(caught.value) == (
+        "This ToyModel cannot be traced: looking for its anatomy failed with ImportError: No module "
+        "named 'mine'."
+    )
+    assert isinstance(caught.value.__cause__, ImportError)
 
 
 def test_anatomies_are_asked_in_order_of_their_names(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -122,3 +123,77 @@ def test_the_core_imports_no_foreign_software_but_torch_and_pandas() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def spliced(place: str, *, error: bool) -> Any:
+    """A HookedTransformer with something put in a hook point's place, as SAELens does it."""
+    from transformer_lens.hook_points import HookPoint
+
+    class Autoencoder(nn.Module):
+        """Passes on half of what comes in, or with its error all of it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.hook_sae_output = HookPoint()
+            self.sae = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.hook_sae_output(x if error else 0.5 * x)
+
+    Autoencoder.__module__ = "sae_lens.analysis"
+    model = hooked()
+    owner, _, name = place.rpartition(".")
+    setattr(model.get_submodule(owner), name, Autoencoder())
+    model.setup()
+    assert place not in model.hook_dict
+    return model
+
+
+@pytest.mark.parametrize("place", ["blocks.0.hook_mlp_out", "blocks.0.attn.hook_z"])
+@pytest.mark.parametrize("error", [False, True])
+def test_an_autoencoder_where_a_source_writes_is_traced(place: str, error: bool) -> None:
+    """Against a hook that does what it does."""
+    model, twin = spliced(place, error=error), hooked()
+    trace = ct.wrap(model).trace(tokens(1), corrupt=tokens(2), edges=["*->*"])
+    with torch.no_grad():
+        expected = twin.run_with_hooks(
+            tokens(2), fwd_hooks=[(place, lambda x, hook: x if error else 0.5 * x)]
+        )
+    assert_close(trace.logits, expected, rtol=1e-5, atol=1e-5)
+    assert trace.reconstruction_error() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "place", ["blocks.1.hook_resid_pre", "blocks.0.hook_attn_out", "blocks.1.hook_resid_post"]
+)
+def test_an_autoencoder_in_the_stream_is_refused_by_name(place: str) -> None:
+    with pytest.raises(ct.AnatomyError) as caught:
+        ct.wrap(spliced(place, error=False))
+    assert str(caught.value).endswith(
+        f"A sparse autoencoder stands at {place!r} (Autoencoder): where it replaces the residual "
+        "stream, or what is computed from it, no sum of sources is left to patch. Take it out with "
+        "reset_saes(), or let it add its error (use_error_term=True)."
+    )
+    exact = ct.wrap(spliced(place, error=True))
+    assert exact.trace(tokens(1)).reconstruction_error() < 1e-5
+
+
+def test_a_compiled_model_says_what_to_wrap() -> None:
+    compiled = torch.compile(hooked(), backend="eager")
+    with pytest.raises(
+        ct.AnatomyError, match=r"compiled by torch\.compile\. Wrap .* model\._orig_mod;"
+    ):
+        ct.wrap(compiled)
+    assert ct.wrap(compiled._orig_mod).n_edges > 0
+
+
+def test_a_model_without_obstacles_has_none() -> None:
+    assert all(anatomy(shared(name)).caveats == () for name in CASES)
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 8, 50])
+def test_the_example_is_of_all_the_vocabulary(n_ctx: int) -> None:
+    ids = anatomy(hooked(n_ctx=n_ctx, d_vocab=1000)).example()
+    assert ids.shape == (1, min(n_ctx, 8))
+    assert len(set(ids[0].tolist())) == ids.shape[1]
+    assert n_ctx < 8 or (ids.min() < 150 and ids.max() > 850)
