@@ -10,7 +10,9 @@ import pytest
 
 import circuit_trace as ct
 from circuit_trace.plan import flat_scores
-from tests.real.tasks import TASKS, Task
+from circuit_trace.score.faithfulness import MIB_SIZES
+from tests.real.tasks import IOI, TASKS, Task
+from tests.real.test_tasks import difference
 from tests.score.paths import chosen, on_a_path
 
 N = 30
@@ -46,13 +48,20 @@ def test_thirty_connected_edges(
     assert left | set(found.dropped.numbers) >= set(strongest)
 
 
-def test_faithfulness_begins_where_the_circuit_is_small(bridge: Any) -> None:
-    task = TASKS[0]
-    model, scores = token_scores(bridge, task)
-    curve = ct.faithfulness(
-        model, task.data, scores, sizes=(10, 80, 1000), circuit="greedy", bar=False
-    )
-    assert curve.n_edges == (10, 80, 1000)
-    assert curve.clean.item() == pytest.approx(task.values[0], abs=2e-3)
-    assert curve.corrupt.item() == pytest.approx(task.values[1], abs=2e-3)
-    assert curve.faithfulness[0] < 0.2 < 0.5 < curve.faithfulness[2]
+def test_faithfulness_is_there_before_the_smallest_of_mibs_sizes(
+    bridge: Any, model: ct.PatchableModel
+) -> None:
+    _, of_tokens = token_scores(bridge, IOI)
+    scores = {name: score.sum(0) for name, score in of_tokens.items()}
+    curve = ct.faithfulness(model, IOI.data, scores, sizes=(10, 70), bar=False)
+    assert curve.n_edges == (10, 70)
+    assert MIB_SIZES[0] * curve.n_all == pytest.approx(70, abs=1)
+    clean, corrupt = IOI.values
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        circuit = ct.circuit(scores, n_edges=10, model=model)
+    others = {name: 1 - mask for name, mask in circuit.items()}
+    logits = model.trace(IOI.clean, corrupt=IOI.corrupt, masks=others).logits
+    expected = (difference(bridge, IOI, logits) - corrupt) / (clean - corrupt)
+    assert curve.faithfulness[0].item() == pytest.approx(expected, abs=1e-3)
+    assert expected > 0.25
