@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from torch.utils.hooks import RemovableHandle
 
 import circuit_trace as ct
+from circuit_trace.hooks import scope
 from circuit_trace.plan import PromptPairs
 from circuit_trace.score import differences, methods, pull_back
 from circuit_trace.score.gradients import gradients
@@ -226,18 +226,18 @@ def test_hooks_that_cut_the_gradient(model: ct.PatchableModel, method: str, plac
 def test_an_interrupt_while_hooks_are_taken_off_leaves_none(
     model: ct.PatchableModel, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, remove = hooks_of(model.wrapped_model), RemovableHandle.remove
+    before, take_off = hooks_of(model.wrapped_model), scope._take_off
     for when in (1, 2, 5, 13, 30):
         calls = []
 
-        def interrupted(self: RemovableHandle, calls: list = calls, when: int = when) -> None:
-            calls.append(self)
+        def interrupted(hook: scope.Hook, calls: list = calls, when: int = when) -> None:
+            calls.append(hook)
             if len(calls) == when:
                 raise KeyboardInterrupt
-            remove(self)
+            take_off(hook)
 
         with monkeypatch.context() as patch:
-            patch.setattr(RemovableHandle, "remove", interrupted)
+            patch.setattr(scope, "_take_off", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 scores(model, method=method)
         assert hooks_of(model.wrapped_model) == before
