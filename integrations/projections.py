@@ -25,7 +25,8 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a linear layer computes with the weight that it shows, and this can be read."""
     weight = getattr(module, "weight", None)
     return (
-        type(module).__module__ in PLAIN
+        isinstance(weight, Tensor)
+        and type(module).__module__ in PLAIN
         and type(weight) in (Tensor, nn.Parameter)
         and weight.is_floating_point()
         and weight.device.type != "meta"
