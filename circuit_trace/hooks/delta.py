@@ -88,6 +88,9 @@ class Delta:
         # moved once, if layers are on several devices.
         if self.terms is None or torch.is_grad_enabled() or is_elsewhere:
             return at + self.dense().to(at)
+        if at.dtype.itemsize < 4:  # each of many small changes would be rounded as the stream is
+            change = self._summed(torch.zeros_like(at, dtype=torch.float32), scratch)
+            return (at + change).to(at.dtype)
         return self._summed(at, scratch)
 
     def _at(self, tensor: Tensor) -> Tensor:
