@@ -25,13 +25,8 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a linear layer computes with the weight that it shows, and this can be read."""
     weight = getattr(module, "weight", None)
     return (
-<<<<<<< HEAD
-        type(module).__module__ in PLAIN
-        and isinstance(weight, Tensor)
-=======
         isinstance(weight, Tensor)
         and type(module).__module__ in PLAIN
->>>>>>> wrapping
         and type(weight) in (Tensor, nn.Parameter)
         and weight.is_floating_point()
         and weight.device.type != "meta"
