@@ -651,7 +651,7 @@ def test_nothing_above_the_threshold_says_so(seq_len: int | None, show_all: bool
     for note, trace in said.items():
         drawn = trace.draw(score_threshold=2.0, show_all_seq_pos=show_all)
         assert link_names(drawn) == []
-        assert note in [annotation.text for annotation in drawn.layout.annotations]
+        assert note in [one.text.replace("<br>", " ") for one in drawn.layout.annotations]
         assert len(titles(drawn)) == (SEQ if seq_len and show_all else 0)
 
 
