@@ -41,7 +41,7 @@ TL2 := $(VENV)-tl2
 TL4 := $(VENV)-tl4
 COMPAT := tests/test_exactness.py tests/integrations/test_models.py tests/integrations/test_shape.py tests/demo \
   tests/integrations/test_auto_circuit.py tests/integrations/test_auto_circuit_refused.py \
-  tests/hooks/test_heads.py tests/trace/test_saved.py \
+  tests/hooks/test_heads.py tests/hooks/test_changed.py tests/hooks/test_sums.py tests/trace/test_saved.py \
   tests/score
 
 $(TL2)/.installed: pyproject.toml .ci/constraints-tl2.txt
