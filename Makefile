@@ -41,8 +41,8 @@ TL2 := $(VENV)-tl2
 TL4 := $(VENV)-tl4
 COMPAT := tests/test_exactness.py tests/integrations/test_models.py tests/integrations/test_shape.py tests/demo \
   tests/integrations/test_auto_circuit*.py tests/graph/test_shared.py \
-  tests/hooks/test_heads.py tests/trace/test_saved.py \
   tests/plan/test_prompts.py tests/plan/test_pairs.py tests/plan/test_answers.py \
+  tests/hooks/test_heads.py tests/hooks/test_changed.py tests/hooks/test_sums.py tests/trace/test_saved.py \
   tests/score
 
 $(TL2)/.installed: pyproject.toml .ci/constraints-tl2.txt
