@@ -38,6 +38,29 @@ class Lora(nn.Module):
         return self.base_layer.bias
 
 
+class Bent(Lora):
+    """An adapter that is not linear, so that no weights stand for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + torch.tanh(x @ self.a) @ self.b
+
+
+def bent(path: str) -> Do:
+    """An adapter that is not linear is switched on in layer 1 of a bridge."""
+    return lambda model: inside(model, path, Bent)
+
+
+def merged(model: Any) -> Any:
+    """The model with every adapter's product added to the weights that it stands beside."""
+    for component in list(model.modules()):
+        for name, one in list(component._modules.items()):
+            if isinstance(one, Lora):
+                with torch.no_grad():
+                    one.base_layer.weight += (one.a @ one.b).T
+                component._modules[name] = one.base_layer
+    return model
+
+
 class Quantised(nn.Module):
     """A stand-in for a quantised projection: it computes, but its weight has no heads to be read."""
 
