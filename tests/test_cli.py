@@ -73,11 +73,12 @@ def test_demo_prints_the_table_and_names_the_files(
 ) -> None:
     monkeypatch.setattr(write, "write_image", no_browser)
     printed = run(capsys, "demo", "--top", "3", "--out", "pics")
-    header = next(line for line in printed.splitlines() if "current_norm" in line)
+    header = next(line for line in printed.splitlines() if "clean_norm" in line)
     assert header.split() == [
-        "edge", "position", "token", "current_norm", "patched_norm", "cosine", "score",
+        "edge", "position", "token", "clean_norm", "received_norm", "cosine", "score",
     ]  # fmt: skip
-    assert "with these 3 edges patched" in printed
+    assert "these edges patched" in printed
+    assert "everything else patched" in printed
     assert "measured for each of 1,650 edges" in printed
     assert "wrote pics/circuit.html, pics/scores.html" in printed
     assert "no PNG: Pictures such as .png" in printed
@@ -402,8 +403,8 @@ def test_diff_of_traces(capsys: Printed, model: ct.PatchableModel, trace: ct.Tra
     printed = run(capsys, "diff", "a.trace", "b.trace", "--rows", "2", "-o", "d.csv", "d.html")
     table = pd.read_csv("d.csv")
     change = [
-        float((other.edge(name).received - trace.edge(name).received).norm())
-        for name in table["edge"]
+        float((other.edge(name).received - trace.edge(name).received)[0, at].norm())
+        for name, at in zip(table["edge"], table["at"], strict=True)
     ]
     assert table["received_change"].tolist() == pytest.approx(change, abs=1e-3)
     first = table["edge"][table["received_change"].argmax()]
@@ -435,11 +436,10 @@ def test_by_cosine_the_most_changed_comes_first(capsys: Printed, trace: ct.Trace
     trace.save("pass.trace")
     printed = run(capsys, "show", "pass.trace", "--edges", "*->*", "--by", "cosine", "--rows", "1")
     cosines = {
-        edge.name: float(
-            torch.cosine_similarity(flow.current.flatten(), flow.patched.flatten(), dim=0)
-        )
+        edge.name: float(torch.cosine_similarity(flow.clean[0, at], flow.received[0, at], dim=0))
         for edge in trace.graph.edges
         for flow in [trace.edge(edge.name)]
+        for at in [1 + int(flow.effect[0, 1:].norm(dim=-1).argmax())]
     }
     least = min(cosines, key=cosines.__getitem__)
     row = printed.split("\n\n")[1].splitlines()[1]

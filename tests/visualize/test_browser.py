@@ -185,17 +185,19 @@ def test_every_link_of_a_page_tells_what_flowed(
         for link in panel["links"]:
             expected = data.link.label[link["index"]].split("<br>")
             assert page.hover(*on_band(link, 0.2)) == expected
-            edge, activation, norms, mask = expected
+            edge, activation, norms, change, mask = expected
             position = next(p for p, name in LIVE if name == edge)
             flow = trace.edge(edge, position)
             assert re.fullmatch(r"(patched|received|current) \[(\S+, ){4}…\]", activation)
             assert f"‖current‖ {float(flow.current[0, position].norm()):.3g}" in norms
             assert f"‖patched‖ {float(flow.patched[0, position].norm()):.3g}" in norms
+            effect = float(flow.effect[0, position].norm())
+            assert f"clean→received: ‖Δ‖ {effect:.3g}, " in change
             assert mask == f"mask {LIVE[position, edge]:.2f}"
             short = next(
                 rect
                 for lines, rect in shorts.items()
-                if f"{float(flow.current[0, position].norm()):.3g}→" in lines[0]
+                if f"{float(flow.clean[0, position].norm()):.3g}→" in lines[0]
             )
             assert page.hover((short[0] + short[2]) / 2, (short[1] + short[3]) / 2) == expected
 

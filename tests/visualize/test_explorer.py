@@ -520,16 +520,19 @@ def test_a_click_on_a_link_shows_its_numbers(page: Opened, trace: ct.Trace, plac
         "mask": "mask",
         "‖current‖": "current",
         "‖patched‖": "patched",
-        "‖Δ‖": "delta",
+        "‖clean‖": "clean",
+        "‖patched − current‖": "delta",
+        "‖received − clean‖": "effect",
         "‖received‖": "received",
-        "cosine": "cosine",
+        "cosine, clean → received": "cosine",
         "score": "score",
     }.items():
         assert float(facts[shown]) == pytest.approx(numbers[column], rel=6e-3)
-    before, after = (float(one) for one in facts["projection"].split(" → "))
-    assert before == pytest.approx(float(edge.current[0, p] @ DIRECTION), rel=6e-3, abs=1e-3)
-    assert after == pytest.approx(float(edge.patched[0, p] @ DIRECTION), rel=6e-3, abs=1e-3)
-    for shown, vector in (("current", edge.current), ("patched", edge.patched)):
+    ends = facts["projection, clean → received"].split(" → ")
+    before, after = (float(one) for one in ends)
+    assert before == pytest.approx(float(edge.clean[0, p] @ DIRECTION), rel=6e-3, abs=1e-3)
+    assert after == pytest.approx(float(edge.received[0, p] @ DIRECTION), rel=6e-3, abs=1e-3)
+    for shown, vector in (("clean", edge.clean), ("received", edge.received)):
         *values, rest = facts[shown].strip("[]").split(", ")
         assert rest == "…"
         assert [float(one) for one in values] == pytest.approx(
@@ -744,7 +747,7 @@ def test_edges_without_a_number(fresh: Opened, tmp_path: Path) -> None:
     n = len(MASKS)
     assert fresh.status() == f"{n - 1} of {n} edges shown. 1 edge without a finite number."
     fresh.page.locator("#list button").first.click()
-    assert fresh.facts()["cosine"] == "—"
+    assert fresh.facts()["cosine, current → patched"] == "—"
 
 
 @pytest.mark.browser
