@@ -96,11 +96,6 @@ KINDS: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
 def not_bridged(model: nn.Module) -> str | None:
     """How to get from a model of another library to one that can be wrapped, None for the rest."""
     kinds = {base.__name__: base.__module__.partition(".")[0] for base in type(model).__mro__}
-    if kinds.get("OptimizedModule") == "torch":
-        return (
-            "This model is compiled by torch.compile. Wrap the model itself, model._orig_mod; a "
-            "compiled pass does not run the hooks that patch it."
-        )
     if kinds.get("PeftModel") == "peft":
         return (
             "This is a PeftModel. Merge its adapter first, model = model.merge_and_unload(), then "

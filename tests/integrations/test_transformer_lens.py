@@ -181,7 +181,8 @@ def test_an_autoencoder_in_the_stream_is_refused_by_name(place: str) -> None:
 def test_a_compiled_model_says_what_to_wrap() -> None:
     compiled = torch.compile(hooked(), backend="eager")
     with pytest.raises(
-        ct.AnatomyError, match=r"compiled by torch\.compile\. Wrap .* model\._orig_mod;"
+        ct.AnatomyError,
+        match=r"torch\.compile\(model\) returns\. Wrap .* ct\.wrap\(compiled\._orig_mod\)",
     ):
         ct.wrap(compiled)
     assert ct.wrap(compiled._orig_mod).n_edges > 0
