@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
 _LOCK = Lock()
-_held: set[RunsEagerly] = set()
+_held: WeakSet[RunsEagerly] = WeakSet()
 _go_back: Callable[..., Any] | None = None
 
 

@@ -15,6 +15,7 @@ from tests.models import CASES, HAS_BRIDGE, TYPICAL, tokens
 
 CLEAN = tokens(1)
 SAME = (CLEAN, CLEAN.clone())
+PAIR = (CLEAN, tokens(2))
 EDGES = ["A0.1->A1.2.Q", "MLP 0->Resid End"]
 
 REFUSED = (
@@ -29,14 +30,14 @@ ASKS: dict[str, Callable[[ct.PatchableModel], Any]] = {
     "source_outputs of a dataset": lambda m: m.source_outputs(
         [CLEAN], ct.AblationType.TOKENWISE_MEAN_CLEAN
     ),
-    "exact": lambda m: ct.exact_scores(m, SAME, "loss", edges="*->Resid End", bar=False),
+    "exact": lambda m: ct.exact_scores(m, PAIR, "loss", edges="*->Resid End", bar=False),
     "faithfulness": lambda m: ct.faithfulness(
-        m, SAME, {one.name: torch.ones(one.shape) for one in m.graph.modules}, "loss", bar=False
+        m, PAIR, {one.name: torch.ones(one.shape) for one in m.graph.modules}, "loss", bar=False
     ),
-    "acdc": lambda m: ct.acdc(m, SAME, "loss", threshold=0.1, bar=False),
+    "acdc": lambda m: ct.acdc(m, PAIR, "loss", threshold=0.1, bar=False),
     **{
         method: lambda m, method=method: ct.score_edges(
-            m, SAME, "loss", method=method, steps=2, bar=False
+            m, PAIR, "loss", method=method, steps=2, bar=False
         )
         for method in ("eap", "eap-ig", "mask-gradient", "magnitude", "exact")
     },
@@ -82,7 +83,7 @@ def test_a_run_to_resume_is_refused_before_it_draws(tmp_path: Path) -> None:
     model = ct.wrap(with_noise("a hook's"), verify=False)
     before = torch.get_rng_state()
     with pytest.raises(ct.InputError, match="draws random numbers"):
-        ct.score_edges(model, SAME, "loss", resume=tmp_path / "sums", bar=False)
+        ct.score_edges(model, PAIR, "loss", resume=tmp_path / "sums", bar=False)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -92,7 +93,9 @@ def effects(model: ct.PatchableModel) -> list[Tensor]:
     found = [trace.edge(edge).delta for edge in EDGES]
     found.append(trace.logits - model.trace(CLEAN).logits)
     for method in ("exact", "eap", "mask-gradient", "magnitude"):
-        found.extend(ASKS[method](model).values())
+        same = model.source_outputs(CLEAN)  # data of identical pairs alone is refused
+        scores = ct.score_edges(model, SAME, "loss", method=method, patched=same, bar=False)
+        found.extend(scores.values())
     return found
 
 

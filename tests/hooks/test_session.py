@@ -305,7 +305,7 @@ def test_source_outputs_that_fail_leave_nothing(
         model.source_outputs(CORRUPT)
     with pytest.raises(type(error)), model.patch(patched, edges=EDGES):
         model.source_outputs(CORRUPT)
-    with pytest.raises(type(error)):
+    with pytest.raises(ct.AnatomyError if isinstance(error, Exception) else type(error)):
         ct.wrap(hooked)
     hooked.reset_hooks()
     assert hooks_of(hooked) == before.hooks
