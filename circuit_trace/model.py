@@ -59,6 +59,7 @@ from circuit_trace.plan import (
     SiteOutput,
     SourceOutputs,
     ablate_batch,
+    check_ablation,
     make_plan,
     mean_outputs,
     pair_of,
@@ -319,7 +320,7 @@ class PatchableModel:
         Raises:
             InputError: Data of the wrong kind, empty, or batches of unequal length.
         """
-        _check_ablation(ablation)
+        check_ablation(ablation)
         if ablation.mean_over_dataset:
             sets = read_prompt_sets(self.anatomy, data, forward, ablation.averaged)
             sites, real = mean_outputs(self._written, sets, ablation)
@@ -461,7 +462,7 @@ class PatchableModel:
             raise InputError(
                 "Give either corrupt= or patched=, not both: each says what is patched in."
             )
-        _check_ablation(ablation)
+        check_ablation(ablation)
         names_edges = not (edges is None and masks is None and nodes is None)
         _check_patch(patch, complement, names_edges, answers is not None or metric is not None)
         pairs = self.pair_of(tokens, corrupt, forward)
@@ -752,12 +753,4 @@ def _check_patch(patch: Any, complement: Any, names_edges: bool, has_metric: boo
         raise InputError(
             "complement=True measures a metric with everything else patched: give answers= or metric= "
             "too. To trace that pass itself, use patch='complement'."
-        )
-
-
-def _check_ablation(ablation: object) -> None:
-    if not isinstance(ablation, AblationType):
-        raise InputError(
-            f"ablation must be an AblationType ({', '.join(a.name for a in AblationType)}); "
-            f"got {ablation!r}."
         )

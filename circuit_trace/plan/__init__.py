@@ -2,6 +2,7 @@
 
 from circuit_trace.plan.ablation import AblationType as AblationType
 from circuit_trace.plan.ablation import ablate_batch as ablate_batch
+from circuit_trace.plan.ablation import check_ablation as check_ablation
 from circuit_trace.plan.ablation import real_after as real_after
 from circuit_trace.plan.answers import mean_at as mean_at
 from circuit_trace.plan.dataset import mean_outputs as mean_outputs

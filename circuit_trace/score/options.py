@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from circuit_trace.errors import InputError
 from circuit_trace.graph import whole_number
 from circuit_trace.score.methods import METHODS, Method
-
-if TYPE_CHECKING:
-    pass
 
 Steps = int | Sequence[float]
 """How many points of a path, or the points themselves: 0 is the clean run, 1 the patched one."""
