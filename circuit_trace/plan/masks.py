@@ -238,7 +238,7 @@ def flat_scores(graph: Graph, scores: PruneScores) -> Float[Tensor, " edge"]:
     return torch.cat(blocks, dim=1).reshape(-1)
 
 
-def unflat_scores(graph: Graph, flat: Float[Tensor, " edge"]) -> PruneScores:
+def unflat_scores(graph: Graph, flat: Float[Tensor, " edge"]) -> EdgeScores:
     """The scores, one tensor per module, of a row with one per edge."""
     rows = flat.view(graph.seq_len or 1, -1)
     return EdgeScores(

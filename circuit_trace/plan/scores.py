@@ -8,6 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+Signs = tuple[str, str]
+"""What a positive score says of an edge, and a negative one, such as ("patching it raises the loss",
+"patching it lowers the loss")."""
+
 
 class EdgeScores(dict[str, Tensor]):
     """A dict from a destination module's name to its edges' scores, shown in one line.
@@ -20,14 +24,23 @@ class EdgeScores(dict[str, Tensor]):
     (True, 'EdgeScores')
     """
 
+    signs: Signs | None = None
+    """None where it is not known: the scores come from a file, or were made by hand."""
+
+    def meaning(self, signs: Signs | None) -> EdgeScores:
+        """These scores, with what their signs say."""
+        self.signs = signs
+        return self
+
     def copy(self) -> EdgeScores:
         """Scores of the same tensors."""
-        return EdgeScores(self)
+        return EdgeScores(self).meaning(self.signs)
 
     __copy__ = copy
 
     def __deepcopy__(self, memo: Any) -> EdgeScores:
-        return EdgeScores({name: deepcopy(score, memo) for name, score in self.items()})
+        copied = EdgeScores({name: deepcopy(score, memo) for name, score in self.items()})
+        return copied.meaning(self.signs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a dict that every tool can read, and torch with `weights_only=True`."""

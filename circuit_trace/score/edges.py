@@ -24,7 +24,7 @@ from circuit_trace.progress import tqdm
 from circuit_trace.score.exact import BAR_DELAY, exact_scores
 from circuit_trace.score.gradients import logits_of
 from circuit_trace.score.methods import METHODS, Method, Task
-from circuit_trace.score.metrics import Metric, read_metric
+from circuit_trace.score.metrics import Metric, read_metric, signs_of
 from circuit_trace.score.options import (
     Steps,
     check_model,
@@ -40,6 +40,9 @@ from circuit_trace.trace import About
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
+
+SIZES = ("‖patched − clean‖ of what it carries", "")
+"""What magnitudes say."""
 
 
 def score_edges(
@@ -168,7 +171,8 @@ def score_edges(
         )
         state = _add_up(task, method, batches, share, file, file.load(_start(model)))
     sums = share.total(torch.cat([state.tensors["sums"], state.tensors["prompts"]]))
-    return unflat_scores(model.graph, (sums[:-1] / sums[-1]).to(dtype_of_scores(model)))
+    scores = unflat_scores(model.graph, (sums[:-1] / sums[-1]).to(dtype_of_scores(model)))
+    return scores.meaning(SIZES if method == "magnitude" else signs_of(metric, is_estimate=True))
 
 
 def _start(model: PatchableModel) -> State:

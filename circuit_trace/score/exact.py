@@ -29,7 +29,7 @@ from circuit_trace.score.groups import (
     edge_groups,
     metrics_of_rows,
 )
-from circuit_trace.score.metrics import Metric, PerPrompt, read_metric
+from circuit_trace.score.metrics import Metric, PerPrompt, read_metric, signs_of
 from circuit_trace.score.options import check_model
 from circuit_trace.score.runs import (
     PairRun,
@@ -114,7 +114,8 @@ def exact_scores(
             model, batches, numbers, measure, (ablation, patched), rows, file, share, bar
         )
     sums = share.total(sums)
-    return unflat_scores(model.graph, (sums / sum(map(len, batches))).to(dtype_of_scores(model)))
+    means = (sums / sum(map(len, batches))).to(dtype_of_scores(model))
+    return unflat_scores(model.graph, means).meaning(signs_of(metric, is_estimate=False))
 
 
 def _add_up(

@@ -18,6 +18,13 @@ Metric = MetricName | Callable[..., Tensor]
 """A name, or a function `(logits [batch, seq, d_vocab], batch) -> [batch] or a scalar`; the logits
 after each prompt's last token are `batch.last_logits(logits)`."""
 
+_IN_WORDS = {
+    "logit_diff": "the logit difference",
+    "answer_logprob": "the answers' log-probability",
+    "kl": "the KL divergence from the clean pass",
+    "loss": "the loss",
+}
+
 PerPrompt = Callable[[Tensor, PromptPairs, Tensor | None], Float[Tensor, " batch"]]
 """Logits, the batch, and the clean prompts' own logits (for those that compare with them)."""
 
@@ -50,6 +57,24 @@ def read_metric(metric: Any) -> PerPrompt:
             f"batch; got {metric!r}."
         )
     return _Own(metric)
+
+
+def signs_of(metric: Any, *, is_estimate: bool) -> tuple[str, str]:
+    """What the signs of scores say: what patching the edge does to the metric.
+
+    >>> signs_of("loss", is_estimate=False)
+    ('patching it raises the loss', 'patching it lowers the loss')
+    """
+    own = getattr(metric, "__name__", "")
+    name = (
+        _IN_WORDS[metric]
+        if isinstance(metric, str)
+        else own
+        if own.isidentifier()
+        else "the metric"
+    )
+    name += " (estimate)" if is_estimate else ""
+    return f"patching it raises {name}", f"patching it lowers {name}"
 
 
 class _Own:

@@ -10,6 +10,7 @@ from circuit_trace.trace.heads import HeadRecord as HeadRecord
 from circuit_trace.trace.lens import Direction as Direction
 from circuit_trace.trace.lens import Lens as Lens
 from circuit_trace.trace.lens import Tokens as Tokens
+from circuit_trace.trace.lens import is_rounding as is_rounding
 from circuit_trace.trace.lens import top_tokens as top_tokens
 from circuit_trace.trace.numbers import BatchIdx as BatchIdx
 from circuit_trace.trace.numbers import EdgeNumbers as EdgeNumbers

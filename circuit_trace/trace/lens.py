@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 AT_ONCE = 64
 """How many vectors are unembedded at a time: each takes a number per token of the vocabulary."""
 
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Part of two vectors' norms that their difference may be where a pass computed one of them otherwise
+(another batch, the parts of a head in another order) and nothing else differs."""
+
 Tokens = list[tuple[str, float]]
 """Tokens and what is added to their logits."""
 
@@ -263,8 +267,8 @@ def top_tokens(
     """For each edge the tokens whose logits the change of a pair raises most at its position, and
     those it lowers most; where there is no pair, what the current output does.
 
-    None of either where the change is exactly nothing. At -1 each prompt's last position is meant;
-    with `batch_idx="mean"` logits are means over the batch.
+    None of either where the change is nothing, or rounding alone. At -1 each prompt's last position is
+    meant; with `batch_idx="mean"` logits are means over the batch.
 
     Raises:
         InputError: As `Lens.of`.
@@ -339,8 +343,19 @@ def _changes(
         if trace.clean is not None:
             found["clean"] = vectors[id(trace.clean)][at]
         found["received"] = carried(torch.tensor(mask), found["current"], found["patched"])
-        changes.append(found["current"] if pair is None else found[pair[1]] - found[pair[0]])
+        if pair is None:
+            changes.append(found["current"])
+            continue
+        before, after = found[pair[0]], found[pair[1]]
+        change = after - before
+        norms = change.norm(), before.norm(), after.norm()
+        changes.append(torch.zeros_like(change) if is_rounding(*norms) else change)
     return torch.stack(changes)
+
+
+def is_rounding(change: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Whether a vector's change, of these norms, may be float32's rounding and nothing else."""
+    return change <= ROUNDING * (before + after)
 
 
 def carried(mask: Tensor, current: Tensor, patched: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from circuit_trace.visualize.edges import (
     CURRENT_PROJECTION_LEGEND,
     LIVE_LEGEND,
     PROJECTION_LEGEND,
-    SCORE_LEGEND,
     DrawnEdge,
     Label,
     LiveStyle,
@@ -29,6 +28,7 @@ from circuit_trace.visualize.edges import (
     live_edges,
     live_numbers,
     score_edges,
+    score_legend,
     score_numbers,
 )
 from circuit_trace.visualize.notebook import show_in_ipython
@@ -168,8 +168,9 @@ def draw_seq_graph(
         if table and drawn:
             companion = live_table(trace, drawn, titles, batch_idx, style)
     else:
-        note = _score_note(drawn, score_threshold)
-        legend = CIRCUIT_LEGEND if is_circuit([one.weight for one in drawn]) else SCORE_LEGEND
+        note = _score_note(drawn, score_threshold, prune_scores)
+        circuit = is_circuit([one.weight for one in drawn])
+        legend = CIRCUIT_LEGEND if circuit else score_legend(prune_scores)
         if table and drawn:
             companion = score_table(drawn, titles)
     if side_by_side and trace is not None and drawn:
@@ -190,13 +191,14 @@ def draw_seq_graph(
         note += (
             f" Not drawn: {sum(hidden.values()):,} edges that rank lower (max_edges={max_edges})."
         )
-    if prune_scores is None and trace is not None and not trace.keeps:
-        n_below = len(trace.edges) - len(drawn) - sum(hidden.values())
-        if n_below > 0:
-            note += (
-                f" Below the threshold of {mask_text(score_threshold)}: {n_below:,} patched "
-                f"{'edge' if n_below == 1 else 'edges'}."
-            )
+    n_weighted = _n_weighted(trace, prune_scores)
+    n_below = n_weighted - len(drawn) - sum(hidden.values())
+    if n_below > 0:
+        kind = "patched" if prune_scores is None else "scored"
+        note += (
+            f" Below the threshold of {mask_text(score_threshold)}: {n_below:,} {kind} "
+            f"{'edge' if n_below == 1 else 'edges'}."
+        )
     diagram = build_diagram(
         graph,
         shown,
@@ -393,12 +395,22 @@ def _batch_note(trace: Trace, batch_idx: BatchIdx) -> str:
     return ""
 
 
-def _score_note(drawn: list[DrawnEdge], threshold: float) -> str:
+def _n_weighted(trace: Trace | None, prune_scores: PruneScores | None) -> int:
+    """How many edges might be drawn: those with a score, or those that were patched."""
+    if prune_scores is not None:
+        return sum(int(score.count_nonzero()) for score in prune_scores.values())
+    return 0 if trace is None or trace.keeps else len(trace.edges)
+
+
+def _score_note(drawn: list[DrawnEdge], threshold: float, scores: PruneScores) -> str:
     if not drawn:
         return f"No edge has |score| ≥ {mask_text(threshold)}."
     if is_circuit([one.weight for one in drawn]):
         return f"A circuit of {len(drawn):,} edges."
-    return f"Width: |score|. On {_which(drawn, '')}: its score."
+    said = f"Width: |score|. On {_which(drawn, '')}: its score."
+    if getattr(scores, "signs", None) is None:
+        said += " These scores do not say what they measure."
+    return said
 
 
 def _which(drawn: list[DrawnEdge], of_equals: str) -> str:

@@ -21,6 +21,7 @@ from circuit_trace.trace import (
     Trace,
     arrow,
     edge_numbers,
+    is_rounding,
     top_tokens,
 )
 from circuit_trace.visualize.text import (
@@ -166,6 +167,14 @@ def hidden_counts(
 def score_numbers(graph: Graph, scores: PruneScores | None, threshold: float) -> list[int]:
     """The numbers of the edges whose |score| reaches the threshold."""
     return numbers_above(graph, check_scores(graph, scores, "The prune scores"), threshold)[0]
+
+
+def score_legend(scores: PruneScores | None) -> tuple[tuple[str, str], ...]:
+    """What the colours of scores mean; what their signs do to the metric where they know it."""
+    signs = getattr(scores, "signs", None)
+    if signs is None:
+        return SCORE_LEGEND
+    return (POSITIVE, escape(signs[0])), (NEGATIVE, escape(signs[1])), (ZERO, "zero")
 
 
 def is_circuit(weights: Sequence[float]) -> bool:
@@ -354,14 +363,17 @@ def _columns(numbers: EdgeNumbers) -> dict[str, list[float]]:
 
 
 def widths_of(numbers: EdgeNumbers, style: LiveStyle) -> torch.Tensor:
-    """What an edge's width stands for."""
-    if style.width == "delta":
-        return numbers.delta_norm
+    """What an edge's width stands for; 0 where a change is rounding alone."""
     if style.width == "received":
         return numbers.received_norm
-    if style.width == "projection":
-        return numbers.projected
-    return numbers.mask
+    if style.width == "mask":
+        return numbers.mask
+    width = numbers.delta_norm if style.width == "delta" else numbers.projected
+    if numbers.pair is None:
+        return width
+    return width.masked_fill(
+        is_rounding(numbers.delta_norm, numbers.before_norm, numbers.after_norm), 0.0
+    )
 
 
 def _change(numbers: dict[str, float], what: str) -> str:

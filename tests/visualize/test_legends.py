@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -90,6 +91,73 @@ def test_widths_that_are_all_nothing_are_said_to_be() -> None:
             ).layout.annotations
         ).replace("<br>", " ")
         assert "is 0 on every edge, so all are drawn as thin as can be." in words
+
+
+def test_rounding_has_neither_width_nor_tokens() -> None:
+    from circuit_trace.demo.prompts import CLEAN
+
+    model = ct.wrap(ct.load_model("bundled"))
+    same = model.source_outputs(CLEAN)
+    sites = tuple(replace(site, code=site.code * (1 + 2.0**-23)) for site in same.sites)
+    trace = model.trace(CLEAN, patched=replace(same, sites=sites), edges=["A1.0->Resid End"])
+    change = trace.table().loc[0, "delta_norm"]
+    assert 0 < change < 1e-5
+    for width in ("delta", "projection"):
+        figure = trace.draw(width=width, direction=(" Mary", " John"))
+        assert "is 0 on every edge" in words_of(figure)
+    assert "changes no logit" in trace.draw(label="tokens").data[0].link.label[0]
+
+
+IN_WORDS = {
+    "logit_diff": "logit difference",
+    "kl": "KL divergence from the clean pass",
+    "loss": "loss",
+    "answer_logprob": "answers' log-probability",
+}
+
+
+@pytest.mark.parametrize("metric", IN_WORDS)
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_what_the_sign_of_a_score_does_to_the_metric(is_exact: bool, metric: str) -> None:
+    """The legend's sentence of each drawn edge, against a pass in which it alone is patched."""
+    from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
+
+    model = ct.wrap(ct.load_model("bundled"))
+    method, estimate = ("exact", "") if is_exact else ("eap-ig", " (estimate)")
+    scores = ct.score_edges(model, (CLEAN, CORRUPT, *ANSWERS), metric, method=method)
+    figure = ct.draw_seq_graph(model, scores, max_edges=3, display_ipython=False)
+    said = sentences(figure)
+    (link,) = (panel.link for panel in figure.data)
+    assert len(link.label) == 3
+    for label, color in zip(link.label, link.color, strict=True):
+        edge = label.split("<br>")[0]
+        (sentence,) = [text for text, of in said.items() if color == seen_through(of)]
+        alone = model.trace(CLEAN, corrupt=CORRUPT, edges=[edge], answers=ANSWERS, metric=metric)
+        change = float(alone.outcome.circuit - alone.outcome.clean)
+        assert abs(change) > 1e-3
+        does = "raises" if change > 0 else "lowers"
+        assert sentence == f"patching it {does} the {IN_WORDS[metric]}{estimate}"
+
+
+def test_scores_that_do_not_say_what_they_measure() -> None:
+    model = ct.wrap(ct.load_model("bundled"))
+    scores = {"blocks.1.hook_resid_post": torch.linspace(-1, 1, 11)}
+    figure = ct.draw_seq_graph(model, scores, display_ipython=False)
+    assert {"positive score", "negative score"} <= sentences(figure).keys()
+    assert "These scores do not say what they measure." in words_of(figure)
+
+
+def test_magnitudes_say_that_they_are() -> None:
+    from circuit_trace.demo.prompts import CLEAN, CORRUPT
+
+    model = ct.wrap(ct.load_model("bundled"))
+    scores = ct.score_edges(model, (CLEAN, CORRUPT), method="magnitude")
+    figure = ct.draw_seq_graph(model, scores, display_ipython=False)
+    assert "‖patched − clean‖ of what it carries" in sentences(figure)
+
+
+def words_of(figure: go.Figure) -> str:
+    return " ".join(note.text for note in figure.layout.annotations).replace("<br>", " ")
 
 
 def test_no_change_has_no_tokens() -> None:

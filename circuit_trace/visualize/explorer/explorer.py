@@ -12,6 +12,7 @@ from circuit_trace.files import checked_path, writing
 from circuit_trace.graph import whole_number
 from circuit_trace.plan import EdgesArg, PruneScores
 from circuit_trace.trace import BatchIdx, Trace
+from circuit_trace.visualize.edges import score_legend
 from circuit_trace.visualize.explorer.data import specification
 from circuit_trace.visualize.explorer.page import packed, render
 from circuit_trace.visualize.options import theme_named
@@ -116,7 +117,7 @@ def explore(
         batch_idx=batch_idx,
         max_edges=most,
     )
-    explorer = Explorer(render(spec, colors))
+    explorer = Explorer(render(spec, colors, score_legend(scores)))
     if path is not None:
         explorer.save(path)
     return explorer

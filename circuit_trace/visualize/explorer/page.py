@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from base64 import b64encode
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -23,8 +24,10 @@ from circuit_trace.visualize.spec import NODE_NAMES
 MARK = re.compile(r"\{\{(\w+)\}\}")
 
 
-def render(spec: dict[str, Any], theme: Theme) -> str:
-    """The whole page as text; the same specification gives the same bytes."""
+def render(
+    spec: dict[str, Any], theme: Theme, legend: Sequence[tuple[str, str]] = SCORE_LEGEND
+) -> str:
+    """The whole page as text; the same specification gives the same bytes. `legend` is that of scores."""
     projection = PROJECTION_LEGEND if spec["compared"] else CURRENT_PROJECTION_LEGEND
     look = {
         "nodes": theme.nodes,
@@ -37,7 +40,7 @@ def render(spec: dict[str, Any], theme: Theme) -> str:
             ]
             for quantity, legend in {
                 "mask": LIVE_LEGEND,
-                "score": SCORE_LEGEND,
+                "score": legend,
                 "projection": projection,
             }.items()
         },
