@@ -179,13 +179,29 @@ def test_trace_at_positions_with_heads_and_tokens(capsys: Printed) -> None:
         "--nodes", "A0.1 @3 = 0.25", "--heads", "A1.*", "--direction", "Mary", "John", "--tokens", "1",
         "--by", "mask", "--rows", "1", "-o", "x.trace",
     )  # fmt: skip
-    header, row = printed.splitlines()[:2]
+    said, _, header, row = printed.splitlines()[:4]
+    assert said == "delta_norm and cosine: clean→received"
     assert header.split()[-2:] == ["promotes", "suppresses"]
     assert row.split()[:6] == ["A1.0->Resid", "End", "14", "14", "to", "1.0"]
     kept = ct.Trace.load("x.trace")
     assert kept.heads == ("A1.0", "A1.1", "A1.2", "A1.3")
     assert kept.edge("A0.1->MLP 0", 3).mask == 0.25
     assert kept.edge("A0.1->MLP 0", 2).mask == 0
+
+
+def test_trace_and_show_say_how_well_it_did(capsys: Printed, model: ct.PatchableModel) -> None:
+    ask = ["--clean", CLEAN, "--corrupt", CORRUPT, "--answers", "Mary", "John"]
+    printed = run(capsys, "trace", *ask, "--edges", *EDGES, "--complement", "-o", "x.trace")
+    outcome = model.trace(
+        CLEAN, corrupt=CORRUPT, edges=MASKS, answers=("Mary", "John"), complement=True
+    ).outcome
+    assert printed.splitlines()[0] == str(outcome)
+    assert f"\n{outcome}\n" in run(capsys, "show", "x.trace")
+    kept = run(capsys, "trace", *ask, "--edges", *EDGES, "--patch", "complement")
+    assert f"everything else patched {float(outcome.complement):+.2f}".replace("-", "−") in kept
+    assert "these edges patched" not in kept
+    measured = run(capsys, "trace", *ask, "--edges", *EDGES, "--metric", "answer_logprob")
+    assert measured.startswith("answer_logprob: clean −0.0")
 
 
 def test_trace_patches_what_a_file_scores_highest(

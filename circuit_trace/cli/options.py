@@ -218,9 +218,14 @@ def table_of(trace: Trace, options: argparse.Namespace, edges: Any = None) -> pd
 
 
 def print_table(trace: Trace, options: argparse.Namespace, edges: Any = None) -> None:
-    """Print a trace's table: the strongest of its rows."""
+    """Print what came of a pass, and the strongest rows of its table."""
     by = options.by or ("delta_norm" if trace.patched is not None else "current_norm")
-    print_rows(table_of(trace, options, edges), options.rows, by)
+    table = table_of(trace, options, edges)
+    head = [] if trace.outcome is None else [str(trace.outcome)]
+    if trace.patched is not None and len(table):
+        head.append(f"delta_norm and cosine: {table.columns.name}")
+    print("".join(f"{line}\n" for line in head))
+    print_rows(table, options.rows, by)
 
 
 def print_rows(table: pd.DataFrame, n: int, by: str) -> None:

@@ -93,7 +93,7 @@ def _show_about(trace: Trace) -> None:
         patched = f"{len(trace.edges):,} edges patched or named, {trace.patched.ablation}"
     heads = f"; attention of {', '.join(trace.heads)}" if trace.heads else ""
     shape = f"{trace.batch} × {trace.seq} tokens, {trace.graph.n_edges:,} edges"
-    print(f"pass     {shape}, {patched}{heads}\n")
+    print(f"pass     {shape}, {patched}{heads}")
 
 
 def shown(text: str) -> str:

@@ -40,7 +40,8 @@ an edge is written
 examples:
   circuit-trace trace --clean "When Mary and John went to the store , John gave a drink to" \\
     --corrupt "When John and Mary went to the store , Mary gave a drink to" \\
-    --edges "A1.0->Resid End" "MLP 0->A1.0.V = 0.5" -o pass.trace circuit.html
+    --edges "A1.0->Resid End" "MLP 0->A1.0.V = 0.5" --answers " Mary" " John" --complement \\
+    -o pass.trace circuit.html
   circuit-trace trace --model gpt2 --clean "…" --corrupt "…" --scores scores.pt --top-scores 20 \\
     -o circuit.pdf
 """
@@ -79,6 +80,27 @@ def add_to(commands: Any) -> None:
         "--ablation",
         default="resample",
         help="resample (the corrupt prompt, the default), zero, batch_tokenwise_mean, …",
+    )
+    parser.add_argument(
+        "--patch",
+        choices=("circuit", "complement"),
+        default="circuit",
+        help="patch these edges (circuit), or keep them and patch all others (complement)",
+    )
+    parser.add_argument(
+        "--answers",
+        nargs=2,
+        metavar=("RIGHT", "WRONG"),
+        help="the next token of each prompt: say the difference of their logits in the clean, the "
+        "corrupt and this pass",
+    )
+    parser.add_argument(
+        "--metric", metavar="NAME", help="say this instead: logit_diff, answer_logprob, kl or loss"
+    )
+    parser.add_argument(
+        "--complement",
+        action="store_true",
+        help="say it with everything else patched too: the faithfulness of these edges",
     )
     parser.add_argument(
         "--positions", action="store_true", help="tell token positions apart, a diagram for each"
@@ -124,6 +146,10 @@ def run(options: argparse.Namespace) -> int:
         nodes=nodes or None,
         ablation=ablation,
         heads=options.heads,
+        answers=tuple(options.answers) if options.answers else None,
+        metric=options.metric,
+        patch=options.patch,
+        complement=options.complement,
     )
     print_table(trace, options)
     write(trace, options, unembed=options.unembed)

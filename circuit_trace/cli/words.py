@@ -17,6 +17,7 @@ FLAGS |= {
     "batch_idx": "--batch",
     "circuit": "--choose",
     "file_path": "-o",
+    "masks": "--scores",
     "n_tokens": "--tokens",
     "score_threshold": "--threshold",
 }
