@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from weakref import finalize
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from circuit_trace import copies
@@ -63,6 +64,7 @@ from circuit_trace.plan import (
     make_plan,
     mean_outputs,
     pair_of,
+    read_mask,
     read_pairs,
     read_prompt_sets,
     real_after,
@@ -493,7 +495,7 @@ class PatchableModel:
                     logits[name] = self._run(plans[name], prompts).trace_of(self).logits
             known = self._outputs_of(plain) if plain is not None and clean else None
             recorded = self._run(replace(plans[patch], clean=known), prompts)
-        trace = replace(recorded.trace_of(self), real=prompts.real)
+        trace = recorded.trace_of(self)
         if measure is not None:
             logits["clean"] = trace.logits if plain is None else plain.logits
             if trace.is_patched:
@@ -636,6 +638,7 @@ class PatchableModel:
             current=current,
             plans=tuple(_fitted(plan, record.outputs) for plan in record.plans),
             tokens=record.tokens,
+            real=_real(record),
             recorded_logits=record.logits,
             logits_version=record.logits_version,
             reads=tuple(record.reads),
@@ -722,6 +725,17 @@ def _keep(model: PatchableModel, recorded: list[_Recorded], record: PassRecord) 
     """Take the record of a pass that has just ended; a trace is made when one is asked for."""
     recorded[:] = [_Recorded(record)]
     model._last = recorded[0]
+
+
+def _real(record: PassRecord) -> Bool[Tensor, "batch seq"] | None:
+    """Which positions of a pass hold tokens of the prompt, by the mask that the model was given; None
+    for all, and where a mask says something else."""
+    if record.attention_mask is None:
+        return None
+    try:
+        return read_mask(record.attention_mask, record.outputs[0].code)
+    except InputError:
+        return None
 
 
 def _fitted(plan: Plan, outputs: Sequence[SiteOutput]) -> Plan:

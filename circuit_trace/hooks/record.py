@@ -57,14 +57,16 @@ class Read:
 
 @dataclass(eq=False)
 class PassRecord:
-    """The sources' outputs, the destinations' inputs (sketched), tokens and logits of one pass,
-    how the heads that were asked for attended, and the plans with the values that their masks had."""
+    """The sources' outputs, the destinations' inputs (sketched), tokens and logits of one pass, the
+    `attention_mask` that the model was given, how the heads that were asked for attended, and the plans
+    with the values that their masks had."""
 
     tokens: Tensor | None
     plans: tuple[Plan, ...] = ()
     outputs: list[SiteOutput] = field(default_factory=list)
     biases: list[Tensor | None] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
+    attention_mask: Tensor | None = None
     logits: Tensor | None = None
     logits_version: int | None = None
     heads: dict[str, dict[HeadTensor, Tensor]] = field(default_factory=dict)

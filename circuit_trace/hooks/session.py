@@ -25,7 +25,7 @@ from circuit_trace.hooks.heads import HeadTaker, head_takers
 from circuit_trace.hooks.postnorm import take_apart
 from circuit_trace.hooks.record import PassRecord, Read, sketch
 from circuit_trace.hooks.scope import Hook, Scope, move_last
-from circuit_trace.plan import Plan, SiteOutput
+from circuit_trace.plan import MASK, Plan, SiteOutput
 
 T = TypeVar("T")
 
@@ -93,6 +93,7 @@ class Session:
         self._recorders: dict[Key, tuple[Point, list[OnTensor]]] = {}
         self._record_hooks: list[Hook] = []
         self._tokens: Tensor | None = None
+        self._mask: Tensor | None = None
         self._whole: PassRecord | None = None
         self._unreturned: PassRecord | None = None
         self._pass: _Pass | None = None
@@ -118,6 +119,7 @@ class Session:
         if self.anatomy.tokens is not None:
             attach(self.scope, self.anatomy.tokens, self._tokens_came)
         attach(self.scope, self.anatomy.logits, self._logits_came)
+        self.scope.before(self.model, self._model_called)
         self.scope.after(self.model, self._model_returned)
         self.scope.open(thread)
 
@@ -153,6 +155,10 @@ class Session:
     def _add_recorder(self, point: Point, on_tensor: OnTensor) -> None:
         self._recorders.setdefault(_key(point), (point, []))[1].append(on_tensor)
 
+    def _model_called(self, _args: tuple, given: dict[str, Any]) -> None:
+        mask = given.get(MASK)
+        self._mask = mask.detach().clone() if isinstance(mask, Tensor) else None
+
     def _tokens_came(self, tokens: Tensor) -> None:
         self._tokens = tokens.detach().clone()
         # What is left of a pass that failed after its stream had ended.
@@ -172,7 +178,8 @@ class Session:
                 _check_fits(plan, *shape, tensor.shape[-1])
             check = PassCheck(self.anatomy.verified)
             self._pass = _Pass(self._tokens, shape, self.plans, self._deltas, check)
-            self._tokens = None
+            self._pass.record.attention_mask = self._mask
+            self._tokens = self._mask = None
         bias = self.anatomy.sources[number].bias()
         self._write(number, self._code(number, tensor), None, bias)
 

@@ -337,3 +337,24 @@ def test_writing_to_what_is_read_leaves_the_record_as_it_was() -> None:
         before = trace.current[name].clone()
         trace.current[name].zero_()
         torch.testing.assert_close(trace.current[name], before)
+
+
+@pytest.mark.parametrize("how", ["bridge GPT-2", "bundled"])
+def test_the_mask_of_a_pass_of_ones_own_says_what_is_padding(how: str) -> None:
+    """Where a pass inside `patch` is given an attention mask, padding counts as little as in `trace`."""
+    bare = ct.load_model("bundled") if how == "bundled" else CASES[how].build()
+    model = ct.wrap(bare)
+    clean, corrupt = (tokens(seed, batch=2, seq=SEQ) % 10 for seed in (1, 2))
+    mask = torch.ones(2, SEQ, dtype=torch.long)
+    mask[0, :2] = 0
+    with torch.no_grad(), model.patch(model.source_outputs(corrupt), edges=["MLP 0->Resid End"]):
+        bare(clean, attention_mask=mask)
+        assert torch.equal(model.last_trace.real_positions, mask == 1)
+        bare(clean)
+        assert model.last_trace.real is None
+        bare(clean, attention_mask=torch.ones(2, SEQ, dtype=torch.long))
+        assert model.last_trace.real_positions.all()
+    traced = model.trace(
+        clean, corrupt=corrupt, edges=["MLP 0->Resid End"], forward={"attention_mask": mask}
+    )
+    assert torch.equal(traced.real_positions, mask == 1)
