@@ -38,7 +38,7 @@ def add_to(commands: Any) -> None:
     demo.add_argument(
         "--answers", nargs=2, metavar=("RIGHT", "WRONG"), help="the next token of each prompt"
     )
-    demo.add_argument("--top", type=count, default=16, help="edges to patch together (default 16)")
+    demo.add_argument("--top", type=count, default=24, help="edges to patch together (default 24)")
     demo.add_argument(
         "--out", type=Path, default=Path("out"), help="folder to write to (default out)"
     )

@@ -82,7 +82,8 @@ def run_demo(
     saved, page = folder / "circuit.trace", folder / "explorer.html"
     trace.save(saved)
     trace.explore(direction=trace.outcome.answers, file_path=page)
-    in_circuit = {name: score * chosen[name] for name, score in scores.items()}
+    in_circuit = scores.copy()
+    in_circuit.update({name: score * chosen[name] for name, score in scores.items()})
     pages, pictures, no_pictures = [], [], None
     beside = {"side_by_side": True, "orientation": "v", "score_threshold": 1e-9}
     for name, drawn, options in (("circuit", None, {}), ("scores", in_circuit, beside)):

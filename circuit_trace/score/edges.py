@@ -14,9 +14,9 @@ from circuit_trace.errors import InputError
 from circuit_trace.hooks import same_every_time
 from circuit_trace.plan import (
     AblationType,
+    EdgeScores,
     ForwardArg,
     PromptPairs,
-    PruneScores,
     SourceOutputs,
     unflat_scores,
 )
@@ -58,7 +58,7 @@ def score_edges(
     forward: ForwardArg | None = None,
     resume: str | PathLike[str] | None = None,
     bar: bool = True,
-) -> PruneScores:
+) -> EdgeScores:
     """Estimate for every edge how much the metric changes when that edge alone is patched.
 
     >>> import circuit_trace as ct

@@ -15,9 +15,9 @@ from circuit_trace.graph import whole_number
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
+    EdgeScores,
     ForwardArg,
     PromptPairs,
-    PruneScores,
     SourceOutputs,
     unflat_scores,
 )
@@ -64,7 +64,7 @@ def exact_scores(
     forward: ForwardArg | None = None,
     resume: str | PathLike[str] | None = None,
     bar: bool = True,
-) -> PruneScores:
+) -> EdgeScores:
     """Score each edge by the change of the metric when it alone is patched, measured, not estimated.
 
     All edges that end in one destination run as rows of one batch, in passes of up to `rows` prompts.

@@ -14,7 +14,7 @@ from circuit_trace.errors import FigureError, InputError
 from circuit_trace.graph import Graph
 from circuit_trace.plan import PruneScores, check_scores
 from circuit_trace.trace import BatchIdx, Rows, Trace, check_same_graph
-from circuit_trace.visualize.draw import present
+from circuit_trace.visualize.draw import outcome_note, present
 from circuit_trace.visualize.edges import (
     APPEARED,
     CURRENT,
@@ -172,6 +172,9 @@ def draw_difference(
         note += f" {which} of {after.batch}."
     if not kept:
         note = f"Nothing reaches {mask_text(score_threshold)} in either."
+    for name, side in zip(names, (before, after), strict=True):
+        if isinstance(side, Trace) and side.outcome is not None:
+            note += f" {escape(name)}: {outcome_note(side).strip()}"
     n_left_out = len(reaching) - len(kept)
     if n_left_out:
         note += f" Not drawn: {n_left_out:,} edges that change less (max_edges={max_edges})."

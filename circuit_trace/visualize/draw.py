@@ -175,7 +175,8 @@ def draw_seq_graph(
             companion = score_table(drawn, titles)
     if side_by_side and trace is not None and drawn:
         shown = {"score": drawn, "live": beside_scores(trace, drawn, batch_idx, style)}
-        note += f" Beside it: {_labels_say(trace, style)}.{_batch_note(trace, batch_idx)}"
+        note = f"{outcome_note(trace)}{note} Beside it: {_labels_say(trace, style)}."
+        note += _batch_note(trace, batch_idx)
         legend += LIVE_LEGEND
         if table:
             companion = live_table(trace, drawn, titles, batch_idx, style, are_scores=True)
@@ -332,7 +333,7 @@ def _live_note(
             why = (
                 " Nothing was patched in this pass; score_threshold=0 and width='received' draw it."
             )
-        return _outcome_note(trace) + f"No edge has |mask| ≥ {mask_text(threshold)}.{why}"
+        return outcome_note(trace) + f"No edge has |mask| ≥ {mask_text(threshold)}.{why}"
     direction = escape(style.direction.name) if style.direction is not None else ""
     what = ""
     if isinstance(style.label, str):
@@ -350,10 +351,11 @@ def _live_note(
     kept = ""
     if trace.keeps:
         kept = f" These {len(trace.edges):,} edges are kept, all others patched."
-    return f"{_outcome_note(trace)}Width: {width}.{what}{kept}{_batch_note(trace, batch_idx)}"
+    return f"{outcome_note(trace)}Width: {width}.{what}{kept}{_batch_note(trace, batch_idx)}"
 
 
-def _outcome_note(trace: Trace) -> str:
+def outcome_note(trace: Trace) -> str:
+    """What came of a pass, as a sentence of a caption; nothing where nothing was measured."""
     return "" if trace.outcome is None else f"{escape(str(trace.outcome))}. "
 
 

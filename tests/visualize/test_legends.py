@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -79,6 +80,23 @@ def test_of_a_traced_pass(seq_len: int | None, patched: bool, width: str) -> Non
             ]
             flow = trace.edge(name, at if seq_len else None)
             assert TRUE[sentence](flow, at), (name, sentence)
+
+
+def test_every_figure_of_a_pass_says_what_came_of_it() -> None:
+    from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
+
+    model = ct.wrap(ct.load_model("bundled"))
+    ask = {"corrupt": CORRUPT, "answers": ANSWERS, "complement": True}
+    one = model.trace(CLEAN, edges=["A1.0->Resid End"], **ask)
+    two = model.trace(CLEAN, edges=["MLP 0->*", "A1.*->Resid End"], **ask)
+    scores = {"blocks.1.hook_resid_post": torch.linspace(-1, 1, 11)}
+    for figure in (one.draw(), one.draw(score_threshold=2), one.draw(scores, side_by_side=True)):
+        assert str(one.outcome) in words_of(figure)
+    for figure in (one.diff(two).draw(), one.diff(two).draw(score_threshold=1e9)):
+        assert f"before: {one.outcome}" in words_of(figure)
+        assert f"after: {two.outcome}" in words_of(figure)
+    assert str(one.outcome) in repr(one)
+    assert json.dumps(str(one.outcome))[1:-1] in one.explore().html
 
 
 def test_widths_that_are_all_nothing_are_said_to_be() -> None:
