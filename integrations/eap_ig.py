@@ -17,21 +17,14 @@ import torch
 from torch import Tensor
 
 from circuit_trace.errors import FormatError, FormatWarning
-from circuit_trace.graph import DestNode, Graph, SrcNode
+from circuit_trace.graph import DestNode, Graph, Shape, SrcNode
 from circuit_trace.plan import PruneScores, unflat_scores
+from circuit_trace.text import told
 
 from .embedding import warn_without_positions
-from .flat import (
-    Names,
-    check_finite,
-    flatten,
-    number_of,
-    scatter,
-    without_positions,
-)
+from .flat import Names, check_finite, flatten, number_of, scatter, without_positions
 from .groups import Groups, check_groups, from_groups, to_groups
-from .shape import Shape, check_fits, letter
-from .untrusted import told
+from .shape import check_fits, letter
 
 WHAT = "This EAP-IG file"
 

@@ -12,13 +12,13 @@ import warnings
 from typing import Any
 
 from circuit_trace.errors import FormatError, FormatWarning
-from circuit_trace.graph import DestNode, Graph, SrcNode
+from circuit_trace.graph import DestNode, Graph, Shape, SrcNode
 from circuit_trace.plan import PruneScores
+from circuit_trace.text import told
 
 from .embedding import adds_positions
 from .flat import Names, binary, flatten, scatter, without_positions
-from .shape import Shape, check_no_positions, letter
-from .untrusted import told
+from .shape import check_no_positions, letter
 
 WHAT = "This Edge-Pruning file"
 BOTH = ("tok_embeds", "pos_embeds")

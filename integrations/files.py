@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 from circuit_trace.errors import FormatError
 from circuit_trace.file_kinds import is_safetensors, kind_of
 from circuit_trace.files import checked_path, refusing, writing
-from circuit_trace.graph import Graph
+from circuit_trace.graph import Graph, graph_for, graph_of
 from circuit_trace.plan import EdgeScores, PruneScores
+from circuit_trace.text import told
 
 from .acdc import is_acdc, read_acdc, write_acdc
 from .dot import read_dot, write_dot
@@ -25,7 +26,6 @@ from .edge_pruning import (
     read_edge_pruning,
     write_edge_pruning,
 )
-from .flat import graph_for, graph_of
 from .groups import Groups
 from .mermaid import read_mermaid, write_mermaid
 from .networkx import read_graphml, write_graphml
@@ -42,7 +42,6 @@ from .untrusted import (
     parse_json,
     read_bytes,
     refuse_pickle,
-    told,
 )
 
 Format = Literal[

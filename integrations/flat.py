@@ -10,49 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_trace.errors import FormatError, InputError
+from circuit_trace.errors import FormatError
 from circuit_trace.graph import DestNode, Graph, SrcNode
 from circuit_trace.plan import PruneScores, check_scores, unflat_scores
-
-from .shape import Shape
-from .untrusted import told
-
-
-def graph_of(model: Any) -> Graph | None:
-    """The graph of what a user gives as a model: a `PatchableModel`, a `Trace` or a `Graph`.
-
-    Raises:
-        InputError: It is none of them.
-    """
-    if model is None:
-        return None
-    graph = model if isinstance(model, Graph) else getattr(model, "graph", None)
-    if not isinstance(graph, Graph):
-        raise InputError(
-            f"model must be a wrapped model (ct.wrap(model)), a Trace or a Graph; got "
-            f"{type(model).__name__}."
-        )
-    return graph
-
-
-def graph_for(scores: Any, model: Any) -> Graph:
-    """The model's graph, or without a model the one that scores themselves are for.
-
-    Raises:
-        FormatError, MaskError, InputError: The scores are none, or do not say what they are for.
-    """
-    graph = graph_of(model)
-    if graph is not None:
-        return graph
-    if not isinstance(scores, Mapping) or not all(
-        isinstance(score, Tensor) for score in scores.values()
-    ):
-        raise FormatError(
-            "The scores must be PruneScores, a dict from a module's name to a tensor; got "
-            f"{type(scores).__name__}."
-        )
-    shape, seq_len = Shape.of_scores(scores)
-    return shape.graph(seq_len)
+from circuit_trace.text import told
 
 
 def flatten(graph: Graph, scores: Any) -> Tensor:

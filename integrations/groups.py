@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from circuit_trace.errors import FormatError
-from circuit_trace.graph import Graph
+from circuit_trace.graph import Graph, Shape
 from circuit_trace.plan import PruneScores, check_scores
-
-from .shape import Shape
-from .untrusted import told
+from circuit_trace.text import told
 
 Groups = Literal["sum", "same"]
 """How scores of query heads' inputs become one of their key-value head, and back."""

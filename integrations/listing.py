@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from circuit_trace.errors import FormatError
-from circuit_trace.graph import DestNode, Graph, SrcNode, whole_number
+from circuit_trace.graph import DestNode, Graph, Shape, SrcNode, whole_number
 from circuit_trace.plan import PruneScores
+from circuit_trace.text import told
 
 from .flat import Names, flatten, number_of, scatter
-from .shape import Shape
-from .untrusted import told
 
 Facts = dict[str, int | bool | str]
 """What a file says of itself: the shape's numbers, `seq_len` and the scores' `dtype`."""

@@ -11,7 +11,7 @@ import re
 from circuit_trace.errors import FormatError
 from circuit_trace.graph import Graph
 from circuit_trace.plan import PruneScores
-from circuit_trace.text import mermaid_text, plain_of_mermaid
+from circuit_trace.text import mermaid_text, plain_of_mermaid, told
 
 from .listing import (
     Listed,
@@ -20,7 +20,7 @@ from .listing import (
     read_listing,
     score_text,
 )
-from .untrusted import lines_of, told
+from .untrusted import lines_of
 
 WHAT = "This Mermaid file"
 

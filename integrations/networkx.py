@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from circuit_trace.errors import FormatError
-from circuit_trace.graph import Graph
+from circuit_trace.graph import Graph, graph_for, graph_of
 from circuit_trace.plan import PruneScores
 
-from .flat import graph_for, graph_of
 from .listing import Listed, listing_of, read_listing
 from .untrusted import check_items
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from circuit_trace.errors import FormatError
 from circuit_trace.graph import Graph
 from circuit_trace.plan import PruneScores, check_scores
-
-from .untrusted import told
+from circuit_trace.text import told
 
 DEEPEST = 4
 """auto-circuit nests them twice, `{task: {algorithm: PruneScores}}`."""

@@ -7,8 +7,8 @@ firing its hook points, and in the layout of the raw tensors, which the core res
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from circuit_trace.anatomy import (
     Unembed,
 )
 from circuit_trace.errors import AnatomyError, InputError
+from circuit_trace.graph import Reads, Stream, Writes
 
 from .obstacles import is_adapter, not_bridged, obstacles
 from .projections import Projection
@@ -120,33 +121,28 @@ class _Builder:
 
     def build(self) -> Anatomy:
         cfg = self.model.cfg
-        last = len(self.model.blocks) - 1
         hooks: dict[str, nn.Module] = dict(self.model.hook_dict)
-        start = self._hook(hooks, "blocks.0.hook_resid_pre")
-        sources = [SourceSite(("Resid Start",), "embed", 0, start)]
+        n_kv_heads, parallel = self._n_kv_heads, bool(cfg.parallel_attn_mlp)
+        stream = Stream(cfg.n_heads, n_kv_heads, parallel, self.separate_qkv)
+        (start,) = stream.sources
+        sources = [_source(start, self._hook(hooks, "blocks.0.hook_resid_pre"))]
         dests: list[DestSite] = []
-        n_sources, depth = 1, 0
         for layer, block in enumerate(self.model.blocks):
             if not hasattr(block, "attn"):
                 raise AnatomyError(
                     f"Block {layer} of this {type(self.model).__name__} has no attention ('attn'); "
                     "only decoder blocks of attention and MLPs can be traced."
                 )
-            depth += 1
-            dests += self._attention_inputs(hooks, block, layer, depth, n_sources)
-            sources.append(self._attention_output(hooks, block, layer, depth))
-            before_attention, n_sources = n_sources, n_sources + cfg.n_heads
+            inputs, heads = stream.add_attention()
+            dests += self._attention_inputs(hooks, block, layer, inputs)
+            sources.append(self._attention_output(hooks, block, layer, heads))
             if hasattr(block, "mlp"):
-                depth += 1
-                seen = before_attention if cfg.parallel_attn_mlp else n_sources
-                dests.append(self._mlp_input(hooks, block, layer, depth, seen))
-                sources.append(self._mlp_output(hooks, block, layer, depth))
-                n_sources += 1
-        end = self._hook(hooks, f"blocks.{last}.hook_resid_post")
-        end_names = (f"blocks.{last}.hook_resid_post", ("Resid End",), ("Resid End",))
-        dests.append(
-            DestSite(*end_names, "output", depth + 1, n_sources, False, end, (Reader(end),))
-        )
+                into, out = stream.add_mlp()
+                dests.append(self._mlp_input(hooks, block, layer, into))
+                sources.append(self._mlp_output(hooks, block, layer, out))
+        ended = stream.end()
+        end = self._hook(hooks, ended.module_name)
+        dests.append(_dest(ended, end, (Reader(end),)))
         return Anatomy(
             sources=tuple(sources),
             dests=tuple(dests),
@@ -194,15 +190,12 @@ class _Builder:
         return Point(place)
 
     def _attention_output(
-        self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int
+        self, hooks: dict[str, nn.Module], block: Any, layer: int, heads: Writes
     ) -> SourceSite:
         projection = Projection(block.attn, "O", self.model.cfg.n_heads, self.model.cfg)
-        return SourceSite(
-            names=tuple(f"A{layer}.{head}" for head in range(self.model.cfg.n_heads)),
-            kind="attention",
-            depth=depth,
-            point=self._hook(hooks, f"blocks.{layer}.attn.hook_z"),
-            layer=layer,
+        return _source(
+            heads,
+            self._hook(hooks, f"blocks.{layer}.attn.hook_z"),
             weight=projection.weight,
             bias=projection.bias,
             norm=self._norm_after_attention(block),
@@ -252,58 +245,43 @@ class _Builder:
         return is_hooked and getattr(self.model.cfg, "ungroup_grouped_query_attention", False)
 
     def _mlp_output(
-        self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int
+        self, hooks: dict[str, nn.Module], block: Any, layer: int, mlp: Writes
     ) -> SourceSite:
         """What the MLP adds: `hook_mlp_out` lies behind a norm after it, but where the stream takes
         a multiple of it (Granite) only in some versions, so there the MLP's own output is scaled."""
         is_scaled = getattr(self.model.cfg, "residual_multiplier", None) is not None
         out = Point(block.mlp) if is_scaled else self._hook(hooks, f"blocks.{layer}.hook_mlp_out")
-        return SourceSite((f"MLP {layer}",), "mlp", depth, out, layer, scale=self._residual_scale)
+        return _source(mlp, out, scale=self._residual_scale)
 
     @property
     def _residual_scale(self) -> float:
         return float(getattr(self.model.cfg, "residual_multiplier", None) or 1)
 
     def _attention_inputs(
-        self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int, n_sources: int
+        self, hooks: dict[str, nn.Module], block: Any, layer: int, inputs: Sequence[Reads]
     ) -> list[DestSite]:
         cfg = self.model.cfg
         norm = self._norm_before_attention(block)
         n_kv_heads = self._n_kv_heads
-        readers = {}
+        readers: list[Reader] = []
         for letter in "QKV":
             n_heads = cfg.n_heads if letter == "Q" else n_kv_heads
             projection = Projection(block.attn, letter, n_heads, cfg, not self._is_ungrouped)
             point = self._hook(hooks, f"blocks.{layer}.attn.hook_{letter.lower()}")
-            readers[letter] = Reader(point, norm, projection.weight, projection.bias)
+            readers.append(Reader(point, norm, projection.weight, projection.bias))
         _check_no_adapter_is_lost(block, layer)
         stream = self._hook(hooks, f"blocks.{layer}.hook_resid_pre")
-        common: dict[str, Any] = {
-            "kind": "attention",
-            "depth": depth,
-            "n_sources": n_sources,
-            "has_heads": True,
-            "stream": stream,
-            "layer": layer,
-        }
-        if not self.separate_qkv:
-            if n_kv_heads != cfg.n_heads:
-                raise AnatomyError(
-                    f"separate_qkv=False needs one key-value head per query head; this model has "
-                    f"{n_kv_heads} for {cfg.n_heads}. Wrap it with separate_qkv=True."
-                )
-            names = tuple(f"A{layer}.{head}" for head in range(cfg.n_heads))
-            module = f"blocks.{layer}.hook_attn_in"
-            return [DestSite(module, names, names, readers=tuple(readers.values()), **common)]
-        sites = []
-        for letter, reader in readers.items():
-            units = tuple(
-                f"A{layer}.{head}" for head in range(cfg.n_heads if letter == "Q" else n_kv_heads)
+        if self.separate_qkv:
+            return [
+                _dest(one, stream, (reader,)) for one, reader in zip(inputs, readers, strict=True)
+            ]
+        if n_kv_heads != cfg.n_heads:
+            raise AnatomyError(
+                f"separate_qkv=False needs one key-value head per query head; this model has "
+                f"{n_kv_heads} for {cfg.n_heads}. Wrap it with separate_qkv=True."
             )
-            names = tuple(f"{unit}.{letter}" for unit in units)
-            module = f"blocks.{layer}.hook_{letter.lower()}_input"
-            sites.append(DestSite(module, names, units, readers=(reader,), **common))
-        return sites
+        (together,) = inputs
+        return [_dest(together, stream, tuple(readers))]
 
     def _norm_before_attention(self, block: Any) -> Norm:
         """The block's first norm, whichever module it is when called, if it has one."""
@@ -322,9 +300,8 @@ class _Builder:
         )
 
     def _mlp_input(
-        self, hooks: dict[str, nn.Module], block: Any, layer: int, depth: int, n_sources: int
+        self, hooks: dict[str, nn.Module], block: Any, layer: int, into: Reads
     ) -> DestSite:
-        name = (f"MLP {layer}",)
         if not _normalises_before(block):
             stream = Point(block.mlp, "input")  # it reads the stream as it is
             reader = Reader(stream)
@@ -334,18 +311,17 @@ class _Builder:
         else:  # the MLP reads what ln1 made for attention, as in GPT-J
             stream = self._hook(hooks, f"blocks.{layer}.hook_resid_pre")
             reader = Reader(Point(block.mlp, "input"), self._norm_before_attention(block))
-        return DestSite(
-            module_name=f"blocks.{layer}.hook_mlp_in",
-            names=name,
-            units=name,
-            kind="mlp",
-            depth=depth,
-            n_sources=n_sources,
-            has_heads=False,
-            stream=stream,
-            readers=(reader,),
-            layer=layer,
-        )
+        return _dest(into, stream, (reader,))
+
+
+def _source(writes: Writes, point: Point, **more: Any) -> SourceSite:
+    """Where the nodes of a graph write in the model."""
+    return SourceSite(writes.names, writes.kind, writes.depth, point, writes.layer, **more)
+
+
+def _dest(reads: Reads, stream: Point, readers: tuple[Reader, ...]) -> DestSite:
+    """Where the nodes of a graph read in the model."""
+    return DestSite(**asdict(reads), stream=stream, readers=readers)
 
 
 def _normalises_before(block: Any) -> bool:

@@ -20,6 +20,7 @@ import torch
 
 from circuit_trace.errors import FormatError
 from circuit_trace.files import refusing
+from circuit_trace.text import told
 
 MOST_BYTES = 2**29
 """A file of 50 million edges in double precision is smaller than this."""
@@ -45,31 +46,6 @@ _PLAIN_NAMES = {
     *(f"torch {kind}Storage" for kind in _NUMBERS),
 }
 """What a saved dict of tensors asks for. torch's own list is longer, and some of it allocates."""
-
-
-def told(value: Any, most: int = 60) -> str:
-    """A value from a file, short and whatever it is: `repr` of it may take all memory, or fail.
-
-    >>> told("A0.1"), told([1, [2, 3]]), told(2**9999)
-    ("'A0.1'", '[1, a list]', 'a number of 10000 bits')
-    """
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"a number of {value.bit_length()} bits"
-    if isinstance(value, str | bytes):
-        return repr(value[:most]) if len(value) <= most else f"{value[:most]!r}…"
-    if isinstance(value, list | tuple) and len(value) <= 4:
-        inside = ", ".join(
-            f"a {type(one).__name__}" if isinstance(one, list | tuple) else told(one)
-            for one in value
-        )
-        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
-    return repr(value) if value is None or isinstance(value, int | float) else _kind(value)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"a dict with the keys {', '.join(told(key, 20) for key in list(value)[:6])}"
-    return f"a {type(value).__name__}"
 
 
 def read_bytes(path: Path) -> bytes:

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-NodeKind = Literal["embed", "attention", "mlp", "output"]
-
+from circuit_trace.graph import Graph, NodeKind, Reads, Writes, build_graph
 
 HeadTensor = Literal["pattern", "q", "k", "v", "rot_q", "rot_k"]
 """What a head's attention is made of; `circuit_trace.trace.HeadRecord` says what each is."""
@@ -89,6 +88,11 @@ class SourceSite:
     total: Point | None = None
     attention: Mapping[HeadTensor, HeadsPoint] = field(default_factory=dict)
 
+    @property
+    def nodes(self) -> Writes:
+        """What the graph knows of it."""
+        return Writes(self.names, self.kind, self.depth, self.layer)
+
 
 @dataclass(frozen=True, eq=False)
 class Reader:
@@ -148,6 +152,20 @@ class DestSite:
     readers: tuple[Reader, ...]
     layer: int | None = None
 
+    @property
+    def nodes(self) -> Reads:
+        """What the graph knows of it."""
+        return Reads(
+            self.module_name,
+            self.names,
+            self.units,
+            self.kind,
+            self.depth,
+            self.n_sources,
+            self.has_heads,
+            self.layer,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Unembed:
@@ -196,6 +214,12 @@ class Anatomy:
     """What fills up the shorter ones of several prompts; any token will do, since it is masked."""
     settings: Callable[[], Any] = nothing
     verified: bool = False
+
+    def graph(self, seq_len: int | None = None) -> Graph:
+        """Its nodes and edges, at so many positions that are told apart."""
+        return build_graph(
+            [site.nodes for site in self.sources], [site.nodes for site in self.dests], seq_len
+        )
 
     def points(self) -> Iterator[Point]:
         """Every place in the model that it names."""

@@ -139,11 +139,9 @@ def scores_for(
     path: Path, model: PatchableModel | None, options: argparse.Namespace
 ) -> tuple[PruneScores, Graph, PatchableModel | None]:
     """As `read_scores`, for a model that is loaded, with the model at the scores' positions."""
+    from circuit_trace.graph import graph_for
     from circuit_trace.integrations.files import (  # pyright: ignore[reportMissingImports]
         load_scores,
-    )
-    from circuit_trace.integrations.flat import (  # pyright: ignore[reportMissingImports]
-        graph_for,
     )
 
     chosen = {

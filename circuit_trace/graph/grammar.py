@@ -15,8 +15,7 @@ from operator import index
 from typing import Any
 
 from circuit_trace.errors import EdgeError
-from circuit_trace.graph.edges import Edge
-from circuit_trace.graph.nodes import SrcNode
+from circuit_trace.graph.nodes import Edge, SrcNode
 
 EdgeSpec = str | Edge | tuple[int, str] | tuple[str, str]
 """How a user names an edge, or with globs many: `"A0.1->A1.2.Q"`, `(3, "A0.1->A1.2.Q")` at position

@@ -1,18 +1,19 @@
-"""The graph of a model: its nodes, and its edges by name and by number."""
+"""The graph of a model: its nodes, and its edges by name and by number.
+
+An ordered collection of edges holds numbers instead of a million objects.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
-from circuit_trace.anatomy import Anatomy
 from circuit_trace.errors import EdgeError
-from circuit_trace.graph.edges import Edge, Edges
 from circuit_trace.graph.grammar import (
     ARROW,
     EdgeName,
@@ -25,8 +26,49 @@ from circuit_trace.graph.grammar import (
     read_node,
     whole_number,
 )
-from circuit_trace.graph.nodes import DestModule, DestNode, SrcNode
+from circuit_trace.graph.nodes import DestModule, DestNode, Edge, SrcNode
 from circuit_trace.graph.shared import shared_inputs, warn_of_missed
+
+
+class Edges(Sequence[Edge]):
+    """An ordered, lazy sequence of edges: positions first, then destinations, then sources.
+
+    It holds the edges' numbers; an `Edge` is made when it is asked for. `len` is free, slices are
+    again lazy, and `in` takes an edge or a name.
+    """
+
+    def __init__(self, graph: Graph, numbers: Sequence[int]) -> None:
+        self.graph = graph
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Edge: ...
+    @overload
+    def __getitem__(self, index: slice) -> Edges: ...
+    def __getitem__(self, index: int | slice) -> Edge | Edges:
+        if isinstance(index, slice):
+            return Edges(self.graph, self.numbers[index])
+        return self.graph.edge_at(self.numbers[index])
+
+    def __iter__(self) -> Iterator[Edge]:
+        return map(self.graph.edge_at, self.numbers)
+
+    def __contains__(self, edge: object) -> bool:
+        """Whether the edge, or an edge of that name at any position, is among these."""
+        numbers = self.graph.known_numbers(edge)
+        return any(number in self.numbers for number in numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Edges) and list(self) == list(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(str(edge) for edge in self[:3])
+        return f"<Edges: {len(self):,} ({shown}{', …' if len(self) > 3 else ''})>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,34 +342,3 @@ class Graph:
                 f"wrapped with seq_len={self.seq_len}, so positions run from 0 to {self.seq_len - 1}."
             )
         return seq_idx
-
-
-def build_graph(anatomy: Anatomy, seq_len: int | None) -> Graph:
-    """Name the nodes of an anatomy and number its edges."""
-    srcs: list[SrcNode] = []
-    for site_idx, site in enumerate(anatomy.sources):
-        for slot, name in enumerate(site.names):
-            head = slot if site.kind == "attention" else None
-            srcs.append(
-                SrcNode(name, len(srcs), site_idx, slot, site.kind, site.depth, site.layer, head)
-            )
-    modules: list[DestModule] = []
-    offset = 0
-    for site in anatomy.dests:
-        dests = tuple(
-            DestNode(
-                name=name,
-                unit=unit,
-                module_name=site.module_name,
-                slot=slot,
-                n_sources=site.n_sources,
-                kind=site.kind,
-                depth=site.depth,
-                layer=site.layer,
-                head=slot if site.has_heads else None,
-            )
-            for slot, (name, unit) in enumerate(zip(site.names, site.units, strict=True))
-        )
-        modules.append(DestModule(site.module_name, dests, site.n_sources, site.has_heads, offset))
-        offset += modules[-1].n_edges
-    return Graph(tuple(srcs), tuple(modules), seq_len)

@@ -1,11 +1,13 @@
-"""The nodes of a computation graph: who writes to the residual stream, and who reads it."""
+"""The nodes of a computation graph, who writes to the residual stream and who reads it, and its edges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
-from circuit_trace.anatomy import NodeKind
+NodeKind = Literal["embed", "attention", "mlp", "output"]
+"""What a node is, as pictures colour it."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,20 @@ class DestModule:
     def n_edges(self) -> int:
         """How many edges end here, at one position."""
         return len(self.dests) * self.n_sources
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A source and a destination that reads it, at one token position or (`None`) at all."""
+
+    src: SrcNode
+    dest: DestNode
+    seq_idx: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The edge's name without its position, `A5.2->A7.1.Q`."""
+        return f"{self.src.name}->{self.dest.name}"
+
+    def __str__(self) -> str:
+        return self.name if self.seq_idx is None else f"{self.name} @{self.seq_idx}"

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuit_trace.errors import InputError
-from circuit_trace.graph import Edges, Graph, whole_number
+from circuit_trace.graph import Edges, Graph, graph_for, whole_number
 from circuit_trace.plan import PruneScores, unflat_scores
 from circuit_trace.score.ranking import CircuitMethod, RankBy, Ranking
 from circuit_trace.score.sized import size_with
@@ -126,10 +126,6 @@ def circuit(
         MaskError: The scores do not fit the graph, are not finite, or are all zero.
         FormatError: The scores do not say which model they are for, and none is given.
     """
-    from circuit_trace.integrations.flat import (  # pyright: ignore[reportMissingImports]
-        graph_for,
-    )
-
     graph = graph_for(scores, model)
     ranking = Ranking.of(graph, scores, method, rank_by)
     sizes = {"n_edges": n_edges, "threshold": threshold, "fraction": fraction}

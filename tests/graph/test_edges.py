@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 import circuit_trace as ct
-from circuit_trace.graph import Edge, build_graph
+from circuit_trace.graph import Edge
 from tests.graph.test_graph import GPT2, narrow
 from tests.models import shared
 
@@ -19,7 +19,7 @@ PLAIN = ct.wrap(shared("hooked LN"), verify=False)
 def test_nothing_of_two_million_edges_is_built() -> None:
     anatomy = ct.wrap(narrow(**GPT2), verify=False).anatomy
     tracemalloc.start()
-    graph = build_graph(anatomy, 64)
+    graph = anatomy.graph(64)
     edges = graph.edges
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from circuit_trace.graph import Graph
+from circuit_trace.graph import Graph, Shape
 from circuit_trace.integrations.flat import flatten
-from circuit_trace.integrations.shape import Shape
 from circuit_trace.plan import unflat_scores
 
 SHAPE = Shape(2, 3, 3)

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from circuit_trace.graph import Graph
-from circuit_trace.integrations.shape import Shape
+from circuit_trace.graph import Graph, Shape
 from tests.integrations.circuits import (
     AT_2,
     ATTENTION,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import circuit_trace as ct
+from circuit_trace.graph import Shape
 from circuit_trace.integrations.groups import from_groups, to_groups
-from circuit_trace.integrations.shape import Shape
 from tests.integrations.circuits import PLAIN, assert_same, scores_for
 
 SHARED = Shape(1, 6, 2)

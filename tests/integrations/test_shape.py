@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from circuit_trace.integrations.shape import MOST_EDGES, Shape, check_fits, letter
+from circuit_trace.graph import Shape
+from circuit_trace.graph.transformer import MOST_EDGES
+from circuit_trace.integrations.shape import check_fits, letter
 from tests.anatomy.toy import ToyModel, anatomy
 from tests.graph.test_graph import COUNTS
 from tests.integrations.circuits import PLAIN, SHAPE, scores_for

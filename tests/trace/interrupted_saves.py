@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 import circuit_trace as ct
-from circuit_trace.graph import build_graph
 from circuit_trace.plan import SiteOutput
 from tests.anatomy.toy import ToyModel, anatomy
 
@@ -32,7 +31,7 @@ SAVES = 1000
 
 def a_trace(value: float) -> ct.Trace:
     """A record of some MB that holds one number alone, so that a mixture of two would show."""
-    graph = build_graph(anatomy(ToyModel()), None)
+    graph = anatomy(ToyModel()).graph()
     sizes = [sum(src.site == site for src in graph.srcs) for site in range(3)]
     sites = [SiteOutput(torch.full((N_PROMPTS, N_TOKENS, n, 16), value)) for n in sizes]
     outputs = ct.SourceOutputs(graph.srcs, tuple(sites), N_PROMPTS, N_TOKENS)
