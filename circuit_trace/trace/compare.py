@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from circuit_trace.errors import InputError
-
-if TYPE_CHECKING:
-    from circuit_trace.trace.trace import Trace
+from circuit_trace.trace.record import Record
 
 Which = Literal["clean", "current", "patched", "received"]
 """What a source writes unpatched, what it wrote in the pass, what is patched in, what arrived."""
@@ -16,7 +14,7 @@ Pair = tuple[Which, Which]
 """What is compared, from the first to the second."""
 
 
-def pair_of(trace: Trace, compare: Any = None) -> Pair | None:
+def pair_of(trace: Record, compare: Any = None) -> Pair | None:
     """What is compared: what a user asks for, else what tells most of the pass.
 
     That is clean → received where edges were patched, and clean → patched, what patching would bring
@@ -63,7 +61,7 @@ _HOW = {
 }
 
 
-def _known(trace: Trace) -> set[str]:
+def _known(trace: Record) -> set[str]:
     known = {"current", "received"}
     known |= {"clean"} if trace.clean is not None else set()
     return known | ({"patched"} if trace.patched is not None else set())

@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuit_trace.errors import CircuitTraceError, InputError
+from circuit_trace.errors import InputError
 from circuit_trace.graph import Edges
 from circuit_trace.plan import EdgesArg, Plan, flat_scores, select
 from circuit_trace.trace.numbers import BatchIdx, edge_numbers
 from circuit_trace.trace.positions import largest_of, last_of, read_at
+from circuit_trace.trace.record import Record
 from circuit_trace.trace.rows import Rows
 from circuit_trace.trace.table import names_of, top_rows
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-    from circuit_trace.trace.trace import Trace
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TraceDiff:
-    """What changed from one traced pass to another. Made by `Trace.diff`.
+class RecordDiff:
+    """What changed from one pass to another, by the numbers of both."""
 
-    >>> import circuit_trace as ct
-    >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
-    >>> model = ct.wrap(ct.load_model("bundled"))
-    >>> half = model.trace(CLEAN, corrupt=CORRUPT, edges={"A1.0->Resid End": 0.5})
-    >>> whole = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
-    >>> half.diff(whole).table()[["edge", "mask", "other_mask"]].values.tolist()
-    [['A1.0->Resid End', 0.5, 1.0]]
-    """
-
-    trace: Trace
-    other: Trace
+    trace: Record
+    other: Record
 
     def __post_init__(self) -> None:
-        if not isinstance(self.other, type(self.trace)):
+        if not isinstance(self.other, Record):
             raise InputError(
                 f"A trace is compared with another trace; got {type(self.other).__name__}."
             )
@@ -113,12 +100,6 @@ class TraceDiff:
         """
         return top_rows(self.table(edges, batch_idx=batch_idx, at=at), n, by)
 
-    def draw(self, **options: Any) -> go.Figure:
-        """Draw both passes with `draw_difference`, which lists the options; not displayed besides."""
-        from circuit_trace.visualize import draw_difference
-
-        return draw_difference(self.trace, self.other, **{"display_ipython": False, **options})
-
     @property
     def _edges(self) -> Edges:
         graph = self.trace.graph
@@ -185,16 +166,8 @@ class TraceDiff:
         weights = torch.stack([torch.ones_like(masks[0]), masks[1], masks[0]], dim=1)
         return _Products(products, which, weights)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """What a notebook shows: what changed, as a picture."""
-        try:
-            picture = self.draw()._repr_mimebundle_(include, exclude)
-        except CircuitTraceError:  # records that cannot be drawn any more still have a name
-            picture = {}
-        return {**picture, "text/plain": repr(self)}
-
     def __repr__(self) -> str:
-        return f"<TraceDiff: {len(self._edges):,} edges of {self.trace!r} and {self.other!r}>"
+        return f"<{type(self).__name__}: {len(self._edges):,} edges of {self.trace!r} and {self.other!r}>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +192,7 @@ class _Products:
         return square.clamp_min(0).sqrt()
 
 
-def check_same_graph(trace: Trace, other: Trace) -> None:
+def check_same_graph(trace: Record, other: Record) -> None:
     """Raise InputError where two traces are not of one model, with the same positions told apart."""
     if trace.graph is not other.graph and trace.graph.nodes != other.graph.nodes:
         raise InputError(
@@ -233,7 +206,7 @@ def check_same_graph(trace: Trace, other: Trace) -> None:
         )
 
 
-def _plans(trace: Trace, rows: Rows) -> list[Any]:
+def _plans(trace: Record, rows: Rows) -> list[Any]:
     """For each edge the plan whose outputs it is patched with, None where there is none."""
     return [
         plan if isinstance(plan, Plan) and plan.patched is not None else None

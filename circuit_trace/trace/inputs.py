@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,12 +11,10 @@ from circuit_trace.graph import DestNode
 from circuit_trace.hooks import Read
 from circuit_trace.hooks.record import sketch
 from circuit_trace.hooks.verify import tolerance_of
-
-if TYPE_CHECKING:
-    from circuit_trace.trace.trace import Trace
+from circuit_trace.trace.record import Record
 
 
-def stream_at(trace: Trace, dest: DestNode, batch_idx: int) -> Float[Tensor, "seq d_model"]:
+def stream_at(trace: Record, dest: DestNode, batch_idx: int) -> Float[Tensor, "seq d_model"]:
     """The residual stream as a destination read it, for one element of the batch."""
     n_sources = len(trace.graph.srcs)
     is_before = (torch.arange(n_sources) < dest.n_sources).float()
@@ -40,7 +36,7 @@ def stream_at(trace: Trace, dest: DestNode, batch_idx: int) -> Float[Tensor, "se
     return total
 
 
-def input_of(trace: Trace, dest: DestNode) -> Float[Tensor, "batch seq d_model"]:
+def input_of(trace: Record, dest: DestNode) -> Float[Tensor, "batch seq d_model"]:
     """The residual stream as a destination read it, checked against what was recorded there.
 
     Raises:

@@ -7,9 +7,9 @@ Framework for Transformer Circuits"), read token by token the logit lens (nostal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,16 +18,15 @@ from torch import Tensor
 from circuit_trace.anatomy import Unembed
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Edge, whole_number
-from circuit_trace.hooks.norms import LinearNorm, subtract_mean
+from circuit_trace.hooks.norms import LinearNorm
 from circuit_trace.hooks.verify import tolerance_of
 from circuit_trace.plan import Plan, flat_scores
 from circuit_trace.trace.compare import Pair
 from circuit_trace.trace.inputs import stream_at
 from circuit_trace.trace.positions import last_of
+from circuit_trace.trace.record import Record
 from circuit_trace.trace.rows import Rows
-
-if TYPE_CHECKING:
-    from circuit_trace.trace.trace import Trace
+from circuit_trace.trace.unembedding import Lens, SavedLenses
 
 AT_ONCE = 64
 """How many vectors are unembedded at a time: each takes a number per token of the vocabulary."""
@@ -40,81 +39,36 @@ Tokens = list[tuple[str, float]]
 """Tokens and what is added to their logits."""
 
 
-@dataclass(frozen=True, eq=False)
-class Lens:
-    """The final norm of one element of a traced batch, as the linear map it was, and `W_U`.
+def lens_of(trace: Record, batch_idx: int) -> Lens:
+    """The lens of one element of the traced batch.
 
-    A vector `v` at position `p` has the share `centred(v) · gain / scale[p] @ weight` of the logits
-    there, before a soft cap or scaling that follows them; `centred` subtracts the mean where the
-    norm is a LayerNorm.
+    Raises:
+        InputError: The model's anatomy names no unembedding, or its weights do not give the
+            logits of that pass; or it was saved without.
     """
-
-    gain: Float[Tensor, " d_model"]
-    is_centred: bool
-    scale: Float[Tensor, " seq"]
-    weight: Float[Tensor, "d_model d_vocab"]
-
-    @classmethod
-    def of(cls, trace: Trace, batch_idx: int) -> Lens:
-        """The lens of one element of the traced batch.
-
-        Raises:
-            InputError: The model's anatomy names no unembedding, or its weights do not give the
-                logits of that pass; or it was saved without.
-        """
-        unembed = trace.unembed
-        if isinstance(unembed, SavedLenses):
-            return unembed.lenses[batch_idx]
-        if unembed is None:
-            _check_saved(trace)
-            raise InputError(
-                "This model's anatomy does not say how its residual stream becomes logits "
-                "(Anatomy.unembed), so outputs cannot be read as tokens. Give direction= as a "
-                "vector, or choose another label."
-            )
-        weight = unembed.weight().detach()
-        end = trace.graph.dests[-1]
-        stream = stream_at(trace, end, batch_idx).to(weight)
-        norm = LinearNorm.of(unembed.norm, stream)
-        _check_linear(norm, stream.dtype)
-        with torch.no_grad():
-            normed = unembed.norm(stream)
-        _check_logits(trace, unembed, batch_idx, normed, weight)
-        # Where the stream is nothing, or not finite, outputs have no shares: they are NaN.
-        return cls(norm.gain.float(), norm.is_centred, norm.scale[:, 0].float(), weight.float())
-
-    def logits(
-        self, vectors: Float[Tensor, "row d_model"], positions: Sequence[int]
-    ) -> Float[Tensor, "row d_vocab"]:
-        """The shares of the logits that vectors at these positions have."""
-        wide = subtract_mean(vectors.to(self.gain), self.is_centred) * self.gain
-        return wide / self.scale[list(positions), None] @ self.weight
-
-    def direction(self, first: int, second: int) -> Float[Tensor, "seq d_model"]:
-        """The vectors whose dot product with an output at each position is its share of the first
-        token's logit less the second's."""
-        along = subtract_mean(
-            self.gain * (self.weight[:, first] - self.weight[:, second]), self.is_centred
+    unembed = trace.unembed
+    if isinstance(unembed, SavedLenses):
+        return unembed.lenses[batch_idx]
+    if unembed is None:
+        _check_saved(trace)
+        raise InputError(
+            "This model's anatomy does not say how its residual stream becomes logits "
+            "(Anatomy.unembed), so outputs cannot be read as tokens. Give direction= as a "
+            "vector, or choose another label."
         )
-        return along / self.scale[:, None]
+    weight = unembed.weight().detach()
+    end = trace.graph.dests[-1]
+    stream = stream_at(trace, end, batch_idx).to(weight)
+    norm = LinearNorm.of(unembed.norm, stream)
+    _check_linear(norm, stream.dtype)
+    with torch.no_grad():
+        normed = unembed.norm(stream)
+    _check_logits(trace, unembed, batch_idx, normed, weight)
+    # Where the stream is nothing, or not finite, outputs have no shares: they are NaN.
+    return Lens(norm.gain.float(), norm.is_centred, norm.scale[:, 0].float(), weight.float())
 
 
-@dataclass(frozen=True, eq=False)
-class SavedLenses:
-    """The lenses of a saved pass, one for each element of its batch, in place of an `Unembed`.
-
-    `to_ids` turns text into token ids; it is None where the model had no tokenizer.
-    """
-
-    lenses: tuple[Lens, ...]
-    to_ids: Callable[[str], list[int]] | None = None
-
-    def weight(self) -> Float[Tensor, "d_model d_vocab"]:
-        """`W_U`."""
-        return self.lenses[0].weight
-
-
-def _check_saved(trace: Trace) -> None:
+def _check_saved(trace: Record) -> None:
     """Say how to save what a loaded trace does not have."""
     if trace.unembed is None and trace.about.written is not None:
         raise InputError(
@@ -135,7 +89,7 @@ def _check_linear(norm: LinearNorm, dtype: torch.dtype) -> None:
 
 
 def _check_logits(
-    trace: Trace, unembed: Unembed, batch_idx: int, normed: Tensor, weight: Tensor
+    trace: Record, unembed: Unembed, batch_idx: int, normed: Tensor, weight: Tensor
 ) -> None:
     """Compare what the norm gives with the logits of the pass, where they are numbers."""
     logits = trace.logits
@@ -172,7 +126,7 @@ class Direction:
     name: str
 
     @classmethod
-    def read(cls, trace: Trace, given: Any) -> Direction:
+    def read(cls, trace: Record, given: Any) -> Direction:
         """What a user gives: a vector, or a pair of tokens as text or as ids.
 
         Raises:
@@ -185,7 +139,7 @@ class Direction:
             first, second = (_token_id(trace, one) for one in pair)
             if first == second:
                 raise InputError(f"The two tokens of direction={given!r} are the same.")
-            Lens.of(trace, 0)  # what cannot be read as tokens is refused here
+            lens_of(trace, 0)  # what cannot be read as tokens is refused here
             names = [_strings(trace, [token])[0] for token in (first, second)]
             return cls(None, (first, second), f"logit({names[0]}) − logit({names[1]})")
         d_model = trace.current.sites[0].d_model
@@ -205,12 +159,12 @@ class Direction:
             )
         return cls(vector, None, "the direction")
 
-    def at(self, trace: Trace, batch_idx: int) -> Float[Tensor, "*seq d_model"]:
+    def at(self, trace: Record, batch_idx: int) -> Float[Tensor, "*seq d_model"]:
         """The vector, or one for each position, to take dot products with."""
         if self.tokens is None:
             assert self.vector is not None
             return self.vector
-        return Lens.of(trace, batch_idx).direction(*self.tokens).cpu()
+        return lens_of(trace, batch_idx).direction(*self.tokens).cpu()
 
 
 def _pair(given: Any) -> list[str | int] | None:
@@ -224,7 +178,7 @@ def _pair(given: Any) -> list[str | int] | None:
     return None if None in ids else [one for one in ids if one is not None]
 
 
-def _token_id(trace: Trace, token: str | int) -> int:
+def _token_id(trace: Record, token: str | int) -> int:
     _check_saved(trace)
     unembed = trace.unembed
     n_tokens = None if unembed is None else unembed.weight().shape[1]
@@ -247,7 +201,7 @@ def _token_id(trace: Trace, token: str | int) -> int:
     return ids[0]
 
 
-def _strings(trace: Trace, ids: Sequence[int]) -> list[str]:
+def _strings(trace: Record, ids: Sequence[int]) -> list[str]:
     return (
         [str(one) for one in ids]
         if trace.to_strings is None
@@ -257,7 +211,7 @@ def _strings(trace: Trace, ids: Sequence[int]) -> list[str]:
 
 @torch.no_grad()
 def top_tokens(
-    trace: Trace,
+    trace: Record,
     edges: Sequence[Edge] | Rows,
     batch_idx: int | str,
     n: int,
@@ -283,7 +237,7 @@ def top_tokens(
     plans = trace.plan_of(rows.numbers.tolist())
     keys = list(zip(rows.src.tolist(), at.tolist(), map(id, plans), masks, strict=True))
     changes_of = dict(zip(keys, plans, strict=True))
-    lenses = {element: Lens.of(trace, element) for element in elements}
+    lenses = {element: lens_of(trace, element) for element in elements}
     changes = {
         element: _changes(trace, changes_of, element, pair, int(last[element]))
         for element in elements
@@ -313,7 +267,7 @@ def top_tokens(
     return [found[place[key]] for key in keys]
 
 
-def _named(trace: Trace, ids: list[int], values: list[float]) -> Tokens:
+def _named(trace: Record, ids: list[int], values: list[float]) -> Tokens:
     return list(zip(_strings(trace, ids), values, strict=True))
 
 
@@ -322,7 +276,7 @@ Key = tuple[int, int, int, float]
 
 
 def _changes(
-    trace: Trace, plan_of: Mapping[Key, Plan | None], batch_idx: int, pair: Pair | None, last: int
+    trace: Record, plan_of: Mapping[Key, Plan | None], batch_idx: int, pair: Pair | None, last: int
 ) -> Float[Tensor, "row d_model"]:
     """The change of a pair at each key's position; where there is no pair, the current output."""
     indices = list({source: None for source, *_ in plan_of})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,10 +20,8 @@ from circuit_trace.plan import Plan, SourceOutputs, flat_scores
 from circuit_trace.trace.compare import Pair, pair_of
 from circuit_trace.trace.lens import Direction, carried
 from circuit_trace.trace.positions import largest_of, last_of, read_at
+from circuit_trace.trace.record import Record
 from circuit_trace.trace.rows import Rows
-
-if TYPE_CHECKING:
-    from circuit_trace.trace.trace import Trace
 
 BatchIdx = int | Literal["mean"]
 """An element of the batch, or the mean over all of them."""
@@ -74,7 +72,7 @@ class EdgeNumbers:
 
 
 def edge_numbers(
-    trace: Trace,
+    trace: Record,
     edges: Sequence[Edge] | Rows,
     batch_idx: BatchIdx,
     n_values: int = 0,
@@ -143,7 +141,7 @@ class _Vectors:
     patched: tuple[int, ...]
 
     @classmethod
-    def of(cls, trace: Trace, plans: Sequence[Plan]) -> _Vectors:
+    def of(cls, trace: Record, plans: Sequence[Plan]) -> _Vectors:
         outputs = [trace.current]
         clean = None if trace.clean is None else 0
         if trace.clean is not None and trace.clean is not trace.current:
@@ -155,7 +153,7 @@ class _Vectors:
 
 
 def _positions(
-    trace: Trace,
+    trace: Record,
     rows: Rows,
     found: _Found,
     tables: Sequence[_Tables],
@@ -194,7 +192,7 @@ class _Tables:
     @classmethod
     def of(
         cls,
-        trace: Trace,
+        trace: Record,
         rows: Rows,
         vectors: _Vectors,
         batch_idx: int,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,12 +9,10 @@ from torch import Tensor
 from circuit_trace.errors import NoTraceError
 from circuit_trace.hooks import Read, directions
 from circuit_trace.plan import Plan, SourceOutputs
-
-if TYPE_CHECKING:
-    from circuit_trace.trace.trace import Trace
+from circuit_trace.trace.record import Record
 
 
-def reconstruction_error(trace: Trace) -> float:
+def reconstruction_error(trace: Record) -> float:
     """The largest relative difference over all destinations (see `Trace.reconstruction_error`).
 
     Sums are taken after projecting every source on the directions in which inputs were recorded:
@@ -57,7 +53,7 @@ def _projected(
     return torch.cat(parts)
 
 
-def _bias_sums(trace: Trace) -> dict[int, Tensor]:
+def _bias_sums(trace: Record) -> dict[int, Tensor]:
     """The projected sum of the biases written beside the first n sources, by n."""
     total, n_sources = torch.zeros(()), 0
     sums = {0: total}
@@ -70,7 +66,7 @@ def _bias_sums(trace: Trace) -> dict[int, Tensor]:
 
 
 def _read_error(
-    trace: Trace,
+    trace: Record,
     read: Read,
     dest: int,
     current: Tensor,

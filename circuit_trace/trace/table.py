@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,14 +15,12 @@ from circuit_trace.plan import PruneScores, check_scores, flat_scores
 from circuit_trace.trace.compare import arrow
 from circuit_trace.trace.lens import Tokens, top_tokens
 from circuit_trace.trace.numbers import BatchIdx, edge_numbers
+from circuit_trace.trace.record import Record
 from circuit_trace.trace.rows import Rows
-
-if TYPE_CHECKING:
-    from circuit_trace.trace.trace import Trace
 
 
 def edge_table(
-    trace: Trace,
+    trace: Record,
     edges: Sequence[Edge],
     batch_idx: BatchIdx,
     *,

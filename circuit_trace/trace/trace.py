@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from circuit_trace.anatomy import HeadTensor, Unembed
-from circuit_trace.errors import CircuitTraceError, InputError
-from circuit_trace.graph import DestNode, Edge, Edges, EdgeSpec, Graph
-from circuit_trace.hooks import Read
-from circuit_trace.plan import EdgesArg, Plan, PruneScores, SourceOutputs, select
-from circuit_trace.trace.about import About
-from circuit_trace.trace.diff import TraceDiff
+from circuit_trace.errors import CircuitTraceError
+from circuit_trace.graph import Edges, EdgeSpec
+from circuit_trace.plan import EdgesArg, PruneScores, select
+from circuit_trace.trace.diff import RecordDiff
+from circuit_trace.trace.flows import DestFlow, EdgeFlow
 from circuit_trace.trace.heads import HeadRecord, head_record
-from circuit_trace.trace.inputs import input_of
-from circuit_trace.trace.lens import SavedLenses
 from circuit_trace.trace.numbers import BatchIdx
-from circuit_trace.trace.outcome import Outcome
 from circuit_trace.trace.reconstruct import reconstruction_error
+from circuit_trace.trace.record import Record
+from circuit_trace.trace.saved import Content, Options, kept_of, load, save, trace_of
 from circuit_trace.trace.table import edge_table, top_rows
 
 if TYPE_CHECKING:
@@ -36,13 +29,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace:
+class Trace(Record):
     """What flowed along every edge in one forward pass; it stays when the pass is over.
-
-    `plans` are the patches of the contexts that were open, the innermost last; `reads` and
-    `biases` are what `reconstruction_error` compares; `head_tensors` is what `head` shows. `about`
-    says of which model it is, `real` which positions are no padding (None: all), and `outcome` how a
-    metric came out, where `trace` was asked for one.
 
     >>> import circuit_trace as ct
     >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
@@ -52,92 +40,6 @@ class Trace:
     >>> flow.mask, tuple(flow.received.shape), bool((flow.received == flow.patched).all())
     (1.0, (1, 15, 64), True)
     """
-
-    graph: Graph
-    current: SourceOutputs
-    plans: tuple[Plan, ...] = ()
-    tokens: Tensor | None = None
-    recorded_logits: Tensor | None = None
-    logits_version: int | None = None
-    reads: tuple[Read, ...] = ()
-    biases: tuple[Tensor | None, ...] = ()
-    to_strings: Callable[[Tensor], list[str]] | None = field(default=None)
-    unembed: Unembed | SavedLenses | None = None
-    head_tensors: Mapping[str, Mapping[HeadTensor, Tensor]] = field(default_factory=dict)
-    about: About = field(default_factory=About)
-    real: Bool[Tensor, "batch seq"] | None = None
-    outcome: Outcome | None = None
-
-    @property
-    def batch(self) -> int:
-        """How many prompts ran."""
-        return self.current.batch
-
-    @property
-    def seq(self) -> int:
-        """How many token positions ran."""
-        return self.current.seq
-
-    @property
-    def logits(self) -> Tensor | None:
-        """The pass's logits `[batch, seq, d_vocab]`, None where it stopped before them.
-
-        They are the tensor that the model returned, not a copy of it.
-
-        Raises:
-            InputError: That tensor was changed in place after the pass.
-        """
-        logits = self.recorded_logits
-        if logits is None or self.logits_version is None:
-            return logits
-        if logits._version != self.logits_version:
-            raise InputError(
-                "The logits that this pass returned were changed in place afterwards, and the "
-                "trace shares their memory. Change a copy instead: logits.clone()."
-            )
-        return logits
-
-    @property
-    def patched(self) -> SourceOutputs | None:
-        """What was patched in (by the innermost context), None where nothing was."""
-        return next((plan.patched for plan in reversed(self.plans) if plan.patched), None)
-
-    @property
-    def is_patched(self) -> bool:
-        """Whether any edge has a mask other than 0."""
-        return any(bool(mask.any()) for plan in self.plans for mask in plan.masks.values())
-
-    @property
-    def clean(self) -> SourceOutputs | None:
-        """What the sources write where nothing is patched: `trace` records it, `patch` is given it;
-        None where neither was done. In a pass that patches nothing it is what is current."""
-        if not self.is_patched:
-            return self.current
-        return next((plan.clean for plan in reversed(self.plans) if plan.clean), None)
-
-    @property
-    def real_positions(self) -> Bool[Tensor, "batch seq"]:
-        """Which positions are no padding."""
-        if self.real is None:
-            return torch.ones(self.batch, self.seq, dtype=torch.bool)
-        return self.real.cpu()
-
-    @cached_property
-    def masks(self) -> PruneScores:
-        """The mask of every edge, 0 where it carried the current output, in `PruneScores` form."""
-        total = Plan(self.graph, {}).full_masks()
-        for plan in self.plans:
-            total.update(
-                {name: total[name] + mask.detach().cpu() for name, mask in plan.masks.items()}
-            )
-        return total
-
-    @cached_property
-    def edges(self) -> Edges:
-        """The edges with a mask other than 0, and those named one by one, in the graph's order; where
-        everything else was patched (`patch="complement"`), the edges that were kept."""
-        numbers = {number for plan in self.plans for number in plan.edges().numbers}
-        return Edges(self.graph, sorted(numbers))
 
     def edge(self, name: EdgeSpec, seq_idx: int | None = None) -> EdgeFlow:
         """What flowed along one edge, named as elsewhere: alone, or as `(seq_idx, name)`.
@@ -156,11 +58,6 @@ class Trace:
             EdgeError: There is no such destination.
         """
         return DestFlow(self, self.graph.dest(name))
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """The heads whose attention was recorded, in the graph's order."""
-        return tuple(src.name for src in self.graph.srcs if src.name in self.head_tensors)
 
     def head(self, name: str) -> HeadRecord:
         """How a head attended in this pass: its pattern, queries, keys and values.
@@ -236,7 +133,7 @@ class Trace:
                 be read as tokens.
             MaskError: The scores do not fit the graph.
         """
-        chosen = self._listed if edges is None else select(self.graph, edges)
+        chosen = self.listed if edges is None else select(self.graph, edges)
         return edge_table(
             self,
             chosen,
@@ -249,13 +146,6 @@ class Trace:
             compare=compare,
             at=at,
         )
-
-    @property
-    def _listed(self) -> Edges:
-        """The edges that are listed unless others are asked for: where something was to be patched,
-        none but those, even if it was an empty circuit."""
-        is_asked = any(plan.is_asked for plan in self.plans)
-        return self.edges if self.edges or is_asked else self.graph.edges
 
     def edges_into(self, node: str | tuple[int, str], **options: Any) -> pd.DataFrame:
         """The table of every edge into a destination ("A1.2.Q"), those that a glob matches
@@ -386,8 +276,6 @@ class Trace:
             InputError: The model's weights or the logits were changed since the pass, a number
                 overflows `dtype`, or the file cannot be written.
         """
-        from circuit_trace.trace.saved import Options, save
-
         save(self, path, Options(logits, factored, dtype, unembed))
 
     @classmethod
@@ -399,16 +287,17 @@ class Trace:
         Raises:
             FormatError: There is no such file, it is not a trace, of a later version, or damaged.
         """
-        from circuit_trace.trace.saved import load
+        return cls.of(load(path))
 
-        return load(path)
+    @classmethod
+    def of(cls, record: Record) -> Trace:
+        """The trace of a record."""
+        return cls(**{field.name: getattr(record, field.name) for field in fields(Record)})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle, or copy deeply, what `save(unembed=True)` keeps: plain data, no model. Where outputs
         cannot be read as tokens, what reads them is left out."""
-        from circuit_trace.trace.saved import pickled
-
-        return pickled(self)
+        return _unpickled, (type(self), kept_of(self))
 
     def __copy__(self) -> Trace:
         """This trace itself, which nothing changes."""
@@ -428,198 +317,37 @@ class Trace:
             picture = {}
         return {**picture, "text/plain": repr(self)}
 
-    def token_strings(self, batch_idx: int = 0) -> list[str] | None:
-        """The traced prompt's tokens as text, None where the model has no tokenizer."""
-        if self.to_strings is None or self.tokens is None or self.tokens.ndim != 2:
-            return None
-        return self.to_strings(self.tokens[batch_idx])
 
-    def check_batch_idx(self, batch_idx: Any) -> None:
-        """Raise InputError where the traced batch has no such element."""
-        if isinstance(batch_idx, str) and batch_idx == "mean":
-            return
-        is_whole = isinstance(batch_idx, int) and not isinstance(batch_idx, bool)
-        if not (is_whole and 0 <= int(batch_idx) < self.batch):
-            raise InputError(
-                f"batch_idx={batch_idx!r} is outside the traced batch: expected 0 to "
-                f'{self.batch - 1}, or "mean".'
-            )
-
-    def plan_of(self, numbers: Sequence[int]) -> list[Plan | None]:
-        """For each edge the plan that patches or names it, else the innermost with outputs."""
-        owned = self._owned_edges
-        default = owned[-1][0] if owned else None
-        if len(owned) < 2:
-            return [default] * len(numbers)
-        return [next((plan for plan, own in owned if n in own), default) for n in numbers]
-
-    @cached_property
-    def _owned_edges(self) -> list[tuple[Plan, set[int]]]:
-        """The plans that patch something in, the innermost last, and the edges of each."""
-        return [(plan, plan.touched_numbers()) for plan in self.plans if plan.patched]
-
-    @property
-    def keeps(self) -> bool:
-        """Whether everything but the edges asked for was patched."""
-        return any(plan.keeps for plan in self.plans)
-
-    def __repr__(self) -> str:
-        patched = "nothing patched"
-        if self.is_patched or self.edges:
-            n = len(self.edges)
-            patched = f"{n:,} {'edge' if n == 1 else 'edges'} patched"
-            patched = f"all but {n:,} edges patched" if self.keeps else patched
-        outcome = "" if self.outcome is None else f"; {self.outcome}"
-        return (
-            f"<Trace: batch {self.batch}, seq {self.seq}, {len(self.current)} sources, "
-            f"{patched}{outcome}>"
-        )
+def _unpickled(kind: type[Trace], content: Content) -> Trace:
+    return kind.of(trace_of(content))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EdgeFlow:
-    """What flowed along one edge: tensors of `[batch, seq, d_model]`, computed when asked for."""
-
-    trace: Trace
-    edge: Edge
-
-    @property
-    def clean(self) -> Float[Tensor, "batch seq d_model"] | None:
-        """What the source writes where nothing is patched, None where that is not known."""
-        clean = self.trace.clean
-        return None if clean is None else clean[self.edge.src.name]
-
-    @property
-    def current(self) -> Float[Tensor, "batch seq d_model"]:
-        """What the source wrote in this pass, after it felt the patches before it."""
-        return self.trace.current[self.edge.src.name]
-
-    @property
-    def patched(self) -> Float[Tensor, "batch seq d_model"] | None:
-        """What was patched in instead, None where nothing was."""
-        plans = self.trace.plan_of(self.trace.graph.numbers(self.edge))
-        values = {
-            id(plan): plan.patched[self.edge.src.name]
-            for plan in plans
-            if plan is not None and plan.patched is not None
-        }
-        if len(values) < 2:
-            return next(iter(values.values()), None)
-        # Contexts inside one another patch this edge at different positions.
-        return torch.stack([values[id(plan)][:, at] for at, plan in enumerate(plans)], dim=1)
-
-    @property
-    def delta(self) -> Float[Tensor, "batch seq d_model"] | None:
-        """patched − current, None where nothing was patched."""
-        patched = self.patched
-        return None if patched is None else patched - self.current
-
-    @property
-    def effect(self) -> Float[Tensor, "batch seq d_model"] | None:
-        """received − clean: what patching changed along this edge, None where clean is not known."""
-        clean = self.clean
-        return None if clean is None else self.received - clean
-
-    @property
-    def mask(self) -> float | Float[Tensor, " seq"]:
-        """The edge's mask; one per position for an edge of all positions of a `seq_len` model."""
-        mask = self._masks
-        if self.edge.seq_idx is not None:
-            return float(mask[self.edge.seq_idx])
-        return float(mask) if mask.ndim == 0 else mask
-
-    @property
-    def received(self) -> Float[Tensor, "batch seq d_model"]:
-        """What the destination received: (1 − mask) · current + mask · patched."""
-        current, patched = self.current, self.patched
-        if patched is None:
-            return current
-        mask = self._masks.to(current)
-        mask = mask if mask.ndim == 0 else mask[None, :, None]
-        return (1 - mask) * current + mask * patched
-
-    @property
-    def _masks(self) -> Tensor:
-        dest = self.edge.dest
-        scores = self.trace.masks[dest.module_name]
-        rows = scores if dest.head is None else scores[..., dest.slot, :]
-        return rows[..., self.edge.src.idx]
-
-    def __repr__(self) -> str:
-        return f"<EdgeFlow {self.edge}: mask {self.mask}>"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DestFlow:
-    """What one destination received, tensors of `[n_sources, batch, seq, d_model]`, and read.
+class TraceDiff(RecordDiff):
+    """What changed from one traced pass to another. Made by `Trace.diff`.
 
     >>> import circuit_trace as ct
-    >>> trace = ct.wrap(ct.load_model("bundled")).trace("When Mary and John")
-    >>> flow = trace.dest("A1.0.Q")
-    >>> len(flow.sources), tuple(flow.received.shape), tuple(flow.input.shape)
-    (6, (6, 1, 5, 64), (1, 5, 64))
+    >>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+    >>> model = ct.wrap(ct.load_model("bundled"))
+    >>> half = model.trace(CLEAN, corrupt=CORRUPT, edges={"A1.0->Resid End": 0.5})
+    >>> whole = model.trace(CLEAN, corrupt=CORRUPT, edges=["A1.0->Resid End"])
+    >>> half.diff(whole).table()[["edge", "mask", "other_mask"]].values.tolist()
+    [['A1.0->Resid End', 0.5, 1.0]]
     """
 
     trace: Trace
-    dest: DestNode
+    other: Trace
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The names of the sources before it, in order."""
-        return tuple(src.name for src in self.trace.graph.srcs[: self.dest.n_sources])
+    def draw(self, **options: Any) -> go.Figure:
+        """Draw both passes with `draw_difference`, which lists the options; not displayed besides."""
+        from circuit_trace.visualize import draw_difference
 
-    def __getitem__(self, source: str) -> EdgeFlow:
-        return self.trace.edge(f"{source}->{self.dest.name}")
+        return draw_difference(self.trace, self.other, **{"display_ipython": False, **options})
 
-    @property
-    def clean(self) -> Float[Tensor, "n_sources batch seq d_model"] | None:
-        """What each source writes where nothing is patched, None where that is not known."""
-        found = [self[source].clean for source in self.sources]
-        return None if found[0] is None else torch.stack([one for one in found if one is not None])
-
-    @property
-    def current(self) -> Float[Tensor, "n_sources batch seq d_model"]:
-        """What each source wrote in this pass, after it felt the patches before it."""
-        return torch.stack([self[source].current for source in self.sources])
-
-    @property
-    def patched(self) -> Float[Tensor, "n_sources batch seq d_model"] | None:
-        """What was patched in instead, None where nothing was."""
-        found = [self[source].patched for source in self.sources]
-        return None if found[0] is None else torch.stack([one for one in found if one is not None])
-
-    @property
-    def delta(self) -> Float[Tensor, "n_sources batch seq d_model"] | None:
-        """patched − current, None where nothing was patched."""
-        patched = self.patched
-        return None if patched is None else patched - self.current
-
-    @property
-    def received(self) -> Float[Tensor, "n_sources batch seq d_model"]:
-        """What it received from each: (1 − mask) · current + mask · patched."""
-        return torch.stack([self[source].received for source in self.sources])
-
-    @property
-    def effect(self) -> Float[Tensor, "n_sources batch seq d_model"] | None:
-        """received − clean of each, None where clean is not known."""
-        clean = self.clean
-        return None if clean is None else self.received - clean
-
-    @property
-    def input(self) -> Float[Tensor, "batch seq d_model"]:
-        """The residual stream as it read it, before a norm that is its own (TransformerLens'
-        `hook_q_input`, `hook_mlp_in`): what it received and the biases written before it.
-
-        Raises:
-            InputError: It read something else, as hooks changed the stream in that pass.
-        """
-        return input_of(self.trace, self.dest)
-
-    @property
-    def mask(self) -> Float[Tensor, "*seq n_sources"]:
-        """The masks of its edges."""
-        scores = self.trace.masks[self.dest.module_name]
-        return scores if self.dest.head is None else scores[..., self.dest.slot, :]
-
-    def __repr__(self) -> str:
-        return f"<DestFlow {self.dest}: {self.dest.n_sources} sources>"
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What a notebook shows: what changed, as a picture."""
+        try:
+            picture = self.draw()._repr_mimebundle_(include, exclude)
+        except CircuitTraceError:  # records that cannot be drawn any more still have a name
+            picture = {}
+        return {**picture, "text/plain": repr(self)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from circuit_trace.errors import FigureError, InputError, NoTraceError
 from circuit_trace.graph import Graph, whole_number
 from circuit_trace.plan import PruneScores
-from circuit_trace.trace import BatchIdx, Direction, Lens, Trace, pair_of, read_at
+from circuit_trace.trace import BatchIdx, Direction, Trace, lens_of, pair_of, read_at
 from circuit_trace.visualize.edges import PLAIN, LiveStyle
 from circuit_trace.visualize.sankey import THEMES, Theme
 
@@ -188,7 +188,7 @@ def live_style(
         pair = pair_of(trace, compare)
         found = None if direction is None else Direction.read(trace, direction)
         if label == "tokens":
-            Lens.of(trace, 0)  # refuse before anything is drawn
+            lens_of(trace, 0)  # refuse before anything is drawn
         where = read_at(at, trace.seq, trace.graph.seq_len)
     except InputError as error:
         raise FigureError(str(error)) from error

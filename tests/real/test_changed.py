@@ -28,7 +28,7 @@ def found(model: ct.PatchableModel) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_small_adapter_that_was_switched_on(
     bridge: Any, model: ct.PatchableModel, letter: str
 ) -> None:
-    """It moves what it is on by a few per mille; its product with the weights, added up, is the oracle."""
+    """It moves what it is on by a few per mille; the oracle has its product added to the weights."""
     component = getattr(bridge.blocks[LAYER].attn, letter)
     linear = component._modules["_original_component"]
     plain_logits, _ = found(model)

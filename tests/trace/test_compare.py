@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from circuit_trace.trace import Lens, edge_numbers
+from circuit_trace.trace import edge_numbers, lens_of
 from tests.models import TYPICAL, oracle, shared, tokens, wrapped
 from tests.oracle import Ask
 
@@ -131,7 +131,7 @@ def test_the_sign_that_one_would_publish() -> None:
     trace = model.trace(TEXT, corrupt=OTHER, edges=edges)
     row = trace.table("A1.0->Resid End", direction=ANSWERS).iloc[0]
     ids = [int(model.to_tokens(answer, prepend_bos=False)[0, 0]) for answer in ANSWERS]
-    along = Lens.of(trace, 0).direction(*ids)[-1]
+    along = lens_of(trace, 0).direction(*ids)[-1]
     plain = model.trace(TEXT).edge("A1.0->Resid End").current[0, -1] @ along
     other = model.trace(OTHER).table("A1.0->Resid End", direction=ANSWERS).iloc[0]
     assert row["clean_projection"] == pytest.approx(float(plain), rel=1e-4)

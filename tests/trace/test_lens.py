@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import circuit_trace as ct
 from circuit_trace.anatomy import Unembed
-from circuit_trace.trace import Direction, Lens, edge_numbers, top_tokens
+from circuit_trace.trace import Direction, edge_numbers, lens_of, top_tokens
 from circuit_trace.trace.inputs import stream_at
 from tests.anatomy.toy import ToyModel
 from tests.anatomy.toy import anatomy as toy_anatomy
@@ -39,7 +39,7 @@ def test_the_shares_of_all_outputs_and_biases_add_up_to_the_logits(name: str) ->
     for bias in trace.biases:
         if bias is not None:  # behind a norm it is another at each position
             received = received + bias.detach().expand(trace.batch, SEQ, -1)[1]
-    shares = Lens.of(trace, 1).logits(received, range(SEQ))
+    shares = lens_of(trace, 1).logits(received, range(SEQ))
     assert trace.unembed is not None
     assert trace.logits is not None
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_top_tokens_are_those_of_the_logits_of_the_change(name: str) -> None:
     for edge, (raised, lowered) in zip(listed, found, strict=True):
         delta = trace.edge(edge.name, edge.seq_idx).delta
         assert delta is not None
-        shares = Lens.of(trace, 1).logits(delta[1, edge.seq_idx][None], [edge.seq_idx])[0]
+        shares = lens_of(trace, 1).logits(delta[1, edge.seq_idx][None], [edge.seq_idx])[0]
         order = shares.argsort(descending=True).tolist()
         assert [token for token, _ in raised] == [str(one) for one in order[:3]]
         assert [token for token, _ in lowered] == [str(one) for one in order[::-1][:3]]
@@ -116,7 +116,7 @@ def test_top_tokens_without_a_patch_are_those_of_the_output() -> None:
     trace = wrapped("hooked LN").trace(CLEAN)
     edge = trace.graph.edge("A0.1->Resid End")
     ((raised, _),) = top_tokens(trace, [edge], 0, 1, None, torch.tensor([-1]))
-    shares = Lens.of(trace, 0).logits(trace.current["A0.1"][0, -1][None], [SEQ - 1])[0]
+    shares = lens_of(trace, 0).logits(trace.current["A0.1"][0, -1][None], [SEQ - 1])[0]
     assert raised[0][0] == str(int(shares.argmax()))
 
 
@@ -130,7 +130,7 @@ def test_means_over_the_batch() -> None:
         expected = torch.stack([getattr(one, field) for one in every]).mean(0)
         torch.testing.assert_close(getattr(mean, field), expected)
     deltas = [trace.edge(listed[0].name).effect[b, -1] for b in range(trace.batch)]
-    shares = [Lens.of(trace, b).logits(d[None], [SEQ - 1])[0] for b, d in enumerate(deltas)]
+    shares = [lens_of(trace, b).logits(d[None], [SEQ - 1])[0] for b, d in enumerate(deltas)]
     ((raised, _), *_) = top_tokens(trace, listed, "mean", 1, mean.pair, mean.at)
     assert raised[0][0] == str(int(torch.stack(shares).mean(0).argmax()))
 
@@ -181,11 +181,11 @@ def test_a_word_of_several_tokens_is_refused_with_its_pieces() -> None:
 def test_weights_changed_since_the_pass_are_noticed() -> None:
     bare = CASES["hooked LN"].build()
     trace = ct.wrap(bare).trace(CLEAN)
-    Lens.of(trace, 0)
+    lens_of(trace, 0)
     with torch.no_grad():
         bare.ln_final.w.mul_(torch.linspace(0.5, 2, len(bare.ln_final.w)))
     with pytest.raises(ct.InputError, match="if weights were changed since"):
-        Lens.of(trace, 0)
+        lens_of(trace, 0)
 
 
 class Squashing(nn.Module):
@@ -205,7 +205,7 @@ def test_a_norm_that_is_not_linear_is_refused() -> None:
         unembed=Unembed(norm=Squashing(), weight=trace.unembed.weight),
     )
     with pytest.raises(ct.InputError, match="not a LayerNorm or RMSNorm"):
-        Lens.of(odd, 0)
+        lens_of(odd, 0)
 
 
 def test_a_model_without_unembedding_says_so() -> None:
@@ -225,7 +225,7 @@ def test_the_lens_does_not_keep_the_model() -> None:
     del bare
     gc.collect()
     assert gone() is None
-    Lens.of(trace, 0)
+    lens_of(trace, 0)
 
 
 def test_shared_models_are_left_alone() -> None:
@@ -235,7 +235,7 @@ def test_shared_models_are_left_alone() -> None:
     fired: list[str] = []
     handle = bare.ln_final.register_forward_hook(lambda *_: fired.append("norm"))
     try:
-        Lens.of(trace, 0)
+        lens_of(trace, 0)
     finally:
         handle.remove()
     assert not fired

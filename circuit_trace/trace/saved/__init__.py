@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from circuit_trace.errors import FormatError, InputError
 from circuit_trace.files import checked_path
+from circuit_trace.trace.record import Record
 from circuit_trace.trace.saved.container import Content, read_file, write_file
 from circuit_trace.trace.saved.read import trace_of
 from circuit_trace.trace.saved.write import Options, content_of
 
-if TYPE_CHECKING:
-    from circuit_trace.trace.trace import Trace
 
-
-def save(trace: Trace, path: Any, options: Options) -> None:
+def save(trace: Record, path: Any, options: Options) -> None:
     """Write a trace to a file (see `Trace.save`)."""
     path = checked_path(path)
     content = content_of(trace, options)
@@ -26,18 +23,19 @@ def save(trace: Trace, path: Any, options: Options) -> None:
     write_file(path, content)
 
 
-def load(path: Any) -> Trace:
+def load(path: Any) -> Record:
     """Read a trace from a file (see `Trace.load`)."""
     return trace_of(read_file(checked_path(path), check=trace_of))
 
 
-def pickled(trace: Trace) -> tuple[Callable[[Content], Trace], tuple[Content]]:
-    """What a trace is pickled as: what `save` keeps with all that reads it, if that can be had.
+def kept_of(trace: Record) -> Content:
+    """What is kept of a trace that is pickled: what `save` keeps with all that reads it, if that can be
+    had.
 
     Raises:
         InputError: The model's weights or the logits were changed since the pass.
     """
     try:
-        return trace_of, (content_of(trace, Options(factored=True, unembed=True)),)
+        return content_of(trace, Options(factored=True, unembed=True))
     except InputError:  # its outputs cannot be read as tokens; all else can
-        return trace_of, (content_of(trace, Options(factored=True)),)
+        return content_of(trace, Options(factored=True))

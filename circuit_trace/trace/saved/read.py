@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast, get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
@@ -21,15 +21,13 @@ from circuit_trace.plan import (
     check_scores,
 )
 from circuit_trace.trace.about import MOST_NESTED, About, plain
-from circuit_trace.trace.lens import Lens, SavedLenses
 from circuit_trace.trace.outcome import MEASURED, Outcome, Patch
+from circuit_trace.trace.record import Record
 from circuit_trace.trace.saved.container import Content
 from circuit_trace.trace.saved.item import Item
 from circuit_trace.trace.saved.store import DTYPES
 from circuit_trace.trace.saved.vocabulary import NO_TOKEN, SavedIds, SavedStrings
-
-if TYPE_CHECKING:
-    from circuit_trace.trace.trace import Trace
+from circuit_trace.trace.unembedding import Lens, SavedLenses
 
 FLOATS = tuple(DTYPES.values())
 INTEGERS = (torch.int64, torch.int32)
@@ -121,14 +119,12 @@ def _any_of(values: Sequence[object]) -> str:
     return " or ".join(str(one) for one in dict.fromkeys(values))
 
 
-def trace_of(content: Content) -> Trace:
+def trace_of(content: Content) -> Record:
     """The trace that was written; of a file's outline (`read_file`) one without numbers.
 
     Raises:
         FormatError: A field is missing, of another kind, or at odds with the others.
     """
-    from circuit_trace.trace.trace import Trace
-
     data = Item(content.data, "record")
     tensors = _Tensors(content.tensors)
     n_numbers = sum(tensor.numel() for tensor in content.tensors.values())
@@ -139,7 +135,7 @@ def trace_of(content: Content) -> Trace:
     rows = _token_strings(data["token_strings"], tokens, batch, seq)
     unembed, texts = _unembed(data["unembed"], tensors, current)
     has_strings = rows or texts is not None
-    trace = Trace(
+    trace = Record(
         graph=graph,
         current=current,
         plans=tuple(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,14 +20,13 @@ from circuit_trace.graph import DestModule, DestNode, Graph, SrcNode
 from circuit_trace.hooks import Read
 from circuit_trace.plan import Plan, SiteOutput, SourceOutputs, project
 from circuit_trace.trace.about import About
-from circuit_trace.trace.lens import Lens, SavedLenses
+from circuit_trace.trace.lens import lens_of
 from circuit_trace.trace.outcome import MEASURED, Outcome
+from circuit_trace.trace.record import Record
 from circuit_trace.trace.saved.container import Content
 from circuit_trace.trace.saved.store import TensorStore
 from circuit_trace.trace.saved.vocabulary import NO_TOKEN
-
-if TYPE_CHECKING:
-    from circuit_trace.trace.trace import Trace
+from circuit_trace.trace.unembedding import SavedLenses
 
 ToStrings = Callable[[Tensor], list[str]]
 ToIds = Callable[[str], list[int]]
@@ -56,7 +55,7 @@ class Options:
             )
 
 
-def content_of(trace: Trace, options: Options) -> Content:
+def content_of(trace: Record, options: Options) -> Content:
     """A trace as it is written.
 
     Raises:
@@ -151,7 +150,7 @@ def _node(node: SrcNode | DestNode) -> dict[str, Any]:
 class _OutputsWriter:
     """Writes what sources wrote, each site once, with its weight or multiplied by it."""
 
-    def __init__(self, trace: Trace, store: TensorStore, factored: bool | None) -> None:
+    def __init__(self, trace: Record, store: TensorStore, factored: bool | None) -> None:
         every = [trace.current, *(plan.patched for plan in trace.plans)]
         every += [plan.clean for plan in trace.plans]
         self._store = store
@@ -215,7 +214,7 @@ def _plan(where: str, plan: Plan, store: TensorStore, outputs: _OutputsWriter) -
     }
 
 
-def _token_strings(trace: Trace) -> list[list[str]] | None:
+def _token_strings(trace: Record) -> list[list[str]] | None:
     rows = [trace.token_strings(element) for element in range(trace.batch)]
     return None if None in rows else [list(row) for row in rows if row is not None]
 
@@ -230,9 +229,9 @@ def _read(where: str, read: Read, store: TensorStore) -> dict[str, Any]:
     }
 
 
-def _unembed(trace: Trace, store: TensorStore) -> dict[str, Any]:
+def _unembed(trace: Record, store: TensorStore) -> dict[str, Any]:
     """The final norm as the linear map that it was in this pass, `W_U`, and the vocabulary."""
-    lenses = [Lens.of(trace, element) for element in range(trace.batch)]
+    lenses = [lens_of(trace, element) for element in range(trace.batch)]
     assert trace.unembed is not None  # Lens.of refuses
     weight = trace.unembed.weight()
     vocabulary = _vocabulary(trace.to_strings, trace.unembed, weight.shape[1])
