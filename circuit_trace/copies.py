@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from circuit_trace.anatomy import Anatomy
+from circuit_trace.engine import Engine
 from circuit_trace.errors import AnatomyError, InputError
 from circuit_trace.graph import Graph
 
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
+Wrapped = TypeVar("Wrapped", bound=Engine)
 
 UNPICKLABLE = (AttributeError, TypeError, RuntimeError, pickle.PicklingError)
 """What pickle and torch raise for a model with functions or handles in it."""
 
 
-def of(wrapped: PatchableModel, model: nn.Module, anatomy: Anatomy | None = None) -> PatchableModel:
+def of(wrapped: Wrapped, model: nn.Module, anatomy: Anatomy | None = None) -> Wrapped:
     """A model wrapped as another one is; without an anatomy its own is found."""
     return _wrapped(type(wrapped), model, anatomy, *_how(wrapped))
 
 
-def check(wrapped: PatchableModel) -> None:
+def check(wrapped: Engine) -> None:
     """Raise AnatomyError where the anatomy of a copy cannot be found."""
     if wrapped._anatomy_of is None:
         raise AnatomyError(
@@ -33,7 +33,7 @@ def check(wrapped: PatchableModel) -> None:
         )
 
 
-def pickled(wrapped: PatchableModel) -> tuple[Any, ...]:
+def pickled(wrapped: Engine) -> tuple[Any, ...]:
     """What a wrapped model is pickled as.
 
     Raises:
@@ -56,9 +56,9 @@ def pickled(wrapped: PatchableModel) -> tuple[Any, ...]:
     return _unpickled, (type(wrapped), model, *_how(wrapped))
 
 
-def _how(wrapped: PatchableModel) -> tuple[Any, ...]:
+def _how(wrapped: Engine) -> tuple[Any, ...]:
     is_verified = wrapped.anatomy.verified
-    return wrapped._anatomy_of, wrapped.graph, wrapped.slice_output, is_verified
+    return wrapped._anatomy_of, wrapped.graph, getattr(wrapped, "slice_output", None), is_verified
 
 
 def _unpickled(kind: Any, model: bytes, *how: Any) -> Any:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuit_trace.engine import Engine
 from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode
 from circuit_trace.hooks import Session
@@ -31,9 +32,6 @@ from circuit_trace.score.options import check_model
 from circuit_trace.score.reach import leads_on
 from circuit_trace.score.runs import PairRun, check_patched, is_resampled, run_pairs
 from circuit_trace.score.share import Share
-
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
 
 Better = Literal["lower", "higher"]
 
@@ -68,7 +66,7 @@ class AcdcResult:
 
 
 def acdc(
-    model: PatchableModel,
+    model: Engine,
     data: Any,
     metric: Metric = "kl",
     *,

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import warnings
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuit_trace.engine import Engine
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Edges, Graph, graph_for, whole_number
 from circuit_trace.plan import PruneScores, unflat_scores
 from circuit_trace.score.ranking import CircuitMethod, RankBy, Ranking
 from circuit_trace.score.sized import size_with
+from circuit_trace.trace.record import Record
 from circuit_trace.trace.rows import Rows
 from circuit_trace.trace.table import names_of
-
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
-    from circuit_trace.trace import Trace
 
 WORTH_TELLING = 0.5
 """An edge that is dropped is warned of if it is so strong, as a part of the strongest of all."""
@@ -75,7 +73,7 @@ def circuit(
     n_edges: int | None = None,
     threshold: float | None = None,
     fraction: float | None = None,
-    model: PatchableModel | Trace | Graph | None = None,
+    model: Engine | Record | Graph | None = None,
     method: CircuitMethod = "top",
     rank_by: RankBy = "absolute",
     prune: bool = True,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import fields, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from circuit_trace.engine import Engine
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import same_every_time
 from circuit_trace.plan import (
@@ -38,15 +39,12 @@ from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
 from circuit_trace.trace import About
 
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
-
 SIZES = ("‖patched − clean‖ of what it carries", "")
 """What magnitudes say."""
 
 
 def score_edges(
-    model: PatchableModel,
+    model: Engine,
     data: Any,
     metric: Metric = "logit_diff",
     *,
@@ -175,7 +173,7 @@ def score_edges(
     return scores.meaning(SIZES if method == "magnitude" else signs_of(metric, is_estimate=True))
 
 
-def _start(model: PatchableModel) -> State:
+def _start(model: Engine) -> State:
     sums = torch.zeros(model.n_edges, dtype=torch.float64)
     prompts = torch.zeros(1, dtype=torch.float64)
     first = torch.zeros(2, dtype=torch.float64)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuit_trace.engine import Engine
 from circuit_trace.errors import InputError
 from circuit_trace.graph import whole_number
 from circuit_trace.plan import (
@@ -42,9 +43,6 @@ from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
 from circuit_trace.trace import About
 
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
-
 ROWS = 64
 """Prompts that run at once: enough to keep a processor busy, with logits that still fit in memory."""
 
@@ -53,7 +51,7 @@ BAR_DELAY = 2.0
 
 
 def exact_scores(
-    model: PatchableModel,
+    model: Engine,
     data: Any,
     metric: Metric = "logit_diff",
     *,
@@ -119,7 +117,7 @@ def exact_scores(
 
 
 def _add_up(
-    model: PatchableModel,
+    model: Engine,
     batches: Sequence[PromptPairs],
     numbers: Int[Tensor, " edge"],
     measure: PerPrompt,
@@ -175,7 +173,7 @@ def _effects(run: PairRun, edges: EdgeGroup, batch: int) -> Float[Tensor, "edge 
 
 
 def _settings(
-    model: PatchableModel,
+    model: Engine,
     batches: Sequence[PromptPairs],
     metric: Any,
     ablation: AblationType,

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuit_trace.engine import Engine
 from circuit_trace.errors import CircuitTraceError, InputError
 from circuit_trace.graph import Graph, whole_number
 from circuit_trace.plan import (
@@ -34,7 +35,6 @@ from circuit_trace.score.unfinished import name_of
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from circuit_trace.model import PatchableModel
 
 Patch = Literal["complement", "circuit"]
 
@@ -208,7 +208,7 @@ class FaithfulnessCurves(dict[str, Faithfulness]):
 
 @overload
 def faithfulness(
-    model: PatchableModel,
+    model: Engine,
     data: Any,
     scores: PruneScores,
     metric: Metric = ...,
@@ -224,7 +224,7 @@ def faithfulness(
 ) -> Faithfulness: ...
 @overload
 def faithfulness(
-    model: PatchableModel,
+    model: Engine,
     data: Any,
     scores: Mapping[str, PruneScores],
     metric: Metric = ...,
@@ -239,7 +239,7 @@ def faithfulness(
     bar: bool = ...,
 ) -> FaithfulnessCurves: ...
 def faithfulness(
-    model: PatchableModel,
+    model: Engine,
     data: Any,
     scores: PruneScores | Mapping[str, PruneScores],
     metric: Metric = "logit_diff",

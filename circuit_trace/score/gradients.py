@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from circuit_trace.anatomy import Anatomy, DestSite, Point, Reader
+from circuit_trace.engine import Engine
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
 from circuit_trace.hooks.attach import attach, unflattened
@@ -25,9 +26,6 @@ from circuit_trace.hooks.scope import Scope
 from circuit_trace.hooks.sums import warn_of_gap
 from circuit_trace.plan import PromptPairs, SiteOutput
 from circuit_trace.score.metrics import PerPrompt
-
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
 
 Change = tuple[Point, Callable[[Tensor], Tensor]]
 """A tensor that passes in the model, and what shall pass in its place."""
@@ -50,7 +48,7 @@ class Gradients:
 
 
 def gradients(
-    model: PatchableModel,
+    model: Engine,
     batch: PromptPairs,
     metric: PerPrompt,
     *,

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuit_trace.engine import Engine
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
 from circuit_trace.plan import (
@@ -38,10 +38,6 @@ from circuit_trace.score.metrics import PerPrompt
 from circuit_trace.score.pull_back import PullBack
 from circuit_trace.score.runs import patched_in
 
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
-
-
 RUNS_AT_ONCE = 8
 """Gradients of so many runs are added up before they meet the sources' differences: each keeps the
 streams that layers read."""
@@ -51,7 +47,7 @@ streams that layers read."""
 class Task:
     """What is asked of every batch; `path` holds the points of a path, 0 being clean and 1 patched."""
 
-    model: PatchableModel
+    model: Engine
     metric: PerPrompt
     path: tuple[float, ...]
     ablation: AblationType
@@ -87,7 +83,7 @@ def _clean(task: Task, batch: PromptPairs, run: Gradients | None = None) -> _Cle
     if run is not None:
         outputs, logits = run.outputs, run.logits
     else:
-        record = task.model._record(batch.clean_prompts)
+        record = task.model.run_plain(batch.clean_prompts)
         outputs, logits = tuple(record.outputs), record.logits
     if logits is None:
         raise InputError(
@@ -181,7 +177,7 @@ def _mask_gradient(task: Task, batch: PromptPairs) -> Tensor:
     model, patched = task.model, task.patched_into(batch)
     clean_logits = None
     if task.mask_value != 0:
-        clean_logits = model._record(batch.clean_prompts).logits
+        clean_logits = model.run_plain(batch.clean_prompts).logits
     code = patched.sites[0].code
     masks = {
         module.name: torch.full(

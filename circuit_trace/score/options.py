@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from circuit_trace.engine import Engine
 from circuit_trace.errors import InputError
 from circuit_trace.graph import whole_number
 from circuit_trace.score.methods import METHODS, Method
@@ -84,15 +85,14 @@ def check_model(model: Any) -> None:
         InputError: It is not.
         AnatomyError: It was changed since, and cannot be traced as it now is.
     """
-    from circuit_trace.model import PatchableModel
 
-    if not isinstance(model, PatchableModel):
+    if not isinstance(model, Engine):
         raise InputError(f"Expected a wrapped model, ct.wrap(model); got {type(model).__name__}.")
     if model.has_open_patch:
         raise InputError(
             "A patch is open on this model, so the clean pass would not be clean. Close it first."
         )
-    model._renew()
+    model.renew()
     for module in model.wrapped_model.modules():
         if module.training and getattr(module, "gradient_checkpointing", False) is True:
             raise InputError(

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuit_trace.engine import Engine
 from circuit_trace.errors import InputError
 from circuit_trace.hooks import Session
 from circuit_trace.plan import (
@@ -24,15 +25,12 @@ from circuit_trace.plan import (
 )
 from circuit_trace.score.metrics import PerPrompt
 
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
-
 
 @dataclass(frozen=True, eq=False)
 class PairRun:
     """A batch of prompt pairs and its clean pass; `clean` is the metric of it, a number a prompt."""
 
-    model: PatchableModel
+    model: Engine
     pairs: PromptPairs
     metric: PerPrompt
     current: SourceOutputs
@@ -76,7 +74,7 @@ class PairRun:
 
 
 def run_pairs(
-    model: PatchableModel,
+    model: Engine,
     pairs: PromptPairs,
     metric: PerPrompt,
     *,
@@ -93,7 +91,7 @@ def run_pairs(
         raise InputError(
             "A patch is open on this model, so the clean pass would not be clean. Close it first."
         )
-    record = model._record(pairs.clean_prompts)
+    record = model.run_plain(pairs.clean_prompts)
     batch, seq = record.outputs[0].code.shape[:2]
     if model.seq_len not in (None, seq):
         raise InputError(
@@ -116,7 +114,7 @@ def run_pairs(
 
 
 def patched_in(
-    model: PatchableModel,
+    model: Engine,
     pairs: PromptPairs,
     ablation: AblationType,
     patched: SourceOutputs | None,
@@ -139,7 +137,7 @@ def patched_in(
     return found.fitted(*shape).within(pairs.attention_mask)
 
 
-def check_patched(model: PatchableModel, ablation: Any, patched: Any) -> None:
+def check_patched(model: Engine, ablation: Any, patched: Any) -> None:
     """Check what is to be patched in, before anything runs.
 
     Raises:
@@ -168,14 +166,14 @@ def is_resampled(ablation: AblationType, patched: SourceOutputs | None) -> bool:
     return patched is None and ablation is AblationType.RESAMPLE
 
 
-def dtype_of_scores(model: PatchableModel) -> torch.dtype:
+def dtype_of_scores(model: Engine) -> torch.dtype:
     """That of the model's weights, in float32 or wider."""
     kinds = (p.dtype for p in model.wrapped_model.parameters() if p.is_floating_point())
     return torch.promote_types(next(kinds, torch.float32), torch.float32)
 
 
 def masked_logits(
-    model: PatchableModel, prompts: Prompts, patched: SourceOutputs, masks: PruneScores
+    model: Engine, prompts: Prompts, patched: SourceOutputs, masks: PruneScores
 ) -> Tensor:
     """The logits of one pass with these masks, which leaves no record behind.
 

@@ -126,7 +126,7 @@ def test_by_how_much(name: str, size: float) -> None:
     finally:
         handle.remove()
     assert model._last is not None
-    gap = first_gap(model.graph, model._last._record)
+    gap = first_gap(model.graph, model._last.taken)
     assert gap is not None
     added = features.add_to(torch.zeros_like(seen[0]))
     expected = (added.norm(dim=-1) / seen[0].norm(dim=-1)).max()
@@ -139,7 +139,7 @@ def test_a_forgotten_bias_shows_where_it_is_missing() -> None:
     model = ct.wrap(CASES[name].build())
     with model.patch():
         model(CLEAN)
-    record = model._last._record
+    record = model._last.taken
     assert record is not None
     assert first_gap(model.graph, record) is None
     record.biases[1] = None
