@@ -1,11 +1,11 @@
-"""The pages of documentation, tried: their code runs, prints what they say, and their links lead somewhere.
+"""The pages of documentation, tried: their code runs and gives what they say, their links lead somewhere.
 
 The blocks of a page run in order, in one namespace and one empty folder:
 
 - ```` ```python ```` is executed. After an expression, `# -> text` says what it is or prints.
 - ```` ```sh ```` holds commands: `circuit-trace …` runs, `make …` must be a target of the Makefile.
-- ```` ```text ```` right after one of them is what it printed, or the error in which it ends; `...` stands
-  for anything.
+- ```` ```text ```` right after one of them is what it printed, or the error in which it ends; `...`
+  stands for anything.
 - `<!-- not run: why -->` on the line above keeps a block from being run; `NOT_RUN` lists all such.
 """
 
@@ -92,6 +92,8 @@ def statements(block: Block, page: str) -> Iterator[tuple[Any, str | None]]:
     """Each statement, compiled, and what a remark behind it says that it gives."""
     tree = ast.parse(block.code)
     lines = block.code.splitlines()
+    inside = {*filter(SAYS.search, lines)} - {lines[node.end_lineno - 1] for node in tree.body}
+    assert not inside, f"{page}: only a whole statement has a value: {inside}"
     ast.increment_lineno(tree, block.line - 1)
     for node in tree.body:
         assert node.end_lineno is not None
@@ -99,7 +101,9 @@ def statements(block: Block, page: str) -> Iterator[tuple[Any, str | None]]:
         if says is None:
             yield compile(ast.Module([node], []), page, "exec"), None
         else:
-            assert isinstance(node, ast.Expr), f"{page}:{node.lineno}: only an expression has a value"
+            assert isinstance(node, ast.Expr), (
+                f"{page}:{node.lineno}: only an expression has a value"
+            )
             yield compile(ast.Expression(node.value), page, "eval"), says[1]
 
 
@@ -168,9 +172,9 @@ def test_the_code_of_a_page_runs_and_gives_what_the_page_says(
         browser_or_skip()
     names: dict[str, Any] = {"__name__": "__main__"}
     with warnings.catch_warnings():
-        # What a reader would be warned of is no example to follow.
-        for category in (ct.DataWarning, ct.EdgeWarning, ct.MaskWarning, ct.RecordWarning):
-            warnings.simplefilter("error", category)
+        # What a reader would be warned of is no example to follow, but for what a format means.
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", ct.FormatWarning)
         for block in blocks:
             run(block, names, page)
 
