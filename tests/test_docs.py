@@ -92,7 +92,9 @@ def statements(block: Block, page: str) -> Iterator[tuple[Any, str | None]]:
     """Each statement, compiled, and what a remark behind it says that it gives."""
     tree = ast.parse(block.code)
     lines = block.code.splitlines()
-    inside = {*filter(SAYS.search, lines)} - {lines[node.end_lineno - 1] for node in tree.body}
+    inside = {*filter(SAYS.search, lines)} - {
+        lines[(node.end_lineno or 0) - 1] for node in tree.body
+    }
     assert not inside, f"{page}: only a whole statement has a value: {inside}"
     ast.increment_lineno(tree, block.line - 1)
     for node in tree.body:
@@ -177,6 +179,29 @@ def test_the_code_of_a_page_runs_and_gives_what_the_page_says(
         warnings.simplefilter("ignore", ct.FormatWarning)
         for block in blocks:
             run(block, names, page)
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "printed"),
+    [
+        ("python", "1 + 1  # -> 3\n", None),
+        ("python", "print(1)\n", "2\n"),
+        ("python", "x = 1  # -> 1\n", None),
+        ("python", "for one in '1':\n    one  # -> '1'\n", None),
+        ("sh", "make nonsense\n", None),
+        ("sh", "rm nothing\n", None),
+        ("sh", "circuit-trace show nothing.trace\n", None),
+        ("sh", "circuit-trace show nothing.trace\n", "all is well\n"),
+    ],
+)
+def test_a_page_that_is_wrong_is_noticed(language: str, code: str, printed: str | None) -> None:
+    with pytest.raises(AssertionError):
+        run(Block(language, code, 1, None, printed), {}, "page")
+
+
+def test_an_error_that_a_page_does_not_show_is_noticed() -> None:
+    with pytest.raises(ct.FormatError):
+        run(Block("python", "ct.load_scores('nothing.pt')\n", 1, None, None), {"ct": ct}, "page")
 
 
 def test_only_the_blocks_that_are_listed_are_not_run() -> None:
