@@ -1,4 +1,4 @@
-"""Draw the pictures that the README and the pages show anew: the demo's, and its explorer with an edge open.
+"""Draw the pictures of the README and the pages anew: the demo's, and its explorer with an edge open.
 
 make pictures
 """
