@@ -91,5 +91,9 @@ benchmark-peer: $(TL2)/.installed
 gallery: install
 	$(BIN)/python examples/gallery.py
 
+.PHONY: pictures
+pictures: install
+	$(BIN)/python -m examples.pictures
+
 clean:
 	rm -rf $(VENV) $(VENV)-real $(TL2) $(TL4) out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

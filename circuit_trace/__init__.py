@@ -1,20 +1,42 @@
 """See what flows along the edges of a transformer's computation graph while it runs patched.
 
-Three calls do the main job. Wrap a model, trace a patched pass, look at it:
+First, wrap a model. It is left as it is:
 
 >>> import circuit_trace as ct
->>> from circuit_trace.demo.prompts import CLEAN, CORRUPT
+>>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
 >>> model = ct.wrap(ct.load_model("bundled"), seq_len=15)
->>> trace = model.trace(CLEAN, corrupt=CORRUPT, edges=[(14, "A1.2->Resid End")])
->>> figure = trace.draw(file_path=None)
 
-Then ask the record (`trace.table()`, `trace.edge(name)`, `trace.dest(name)`), patch by hand
-(`model.source_outputs`, `model.patch`), or draw scores (`ct.draw_seq_graph(model, scores)`).
+Second, say which edges are patched. Name them, or score all edges and choose a circuit:
 
-The rooms, in the order in which data flows: `anatomy` (where a model reads and writes its residual
-stream), `graph` (nodes and edges), `plan` (which edges are patched, with what), `hooks` (attached
-on entry, gone on exit), `trace` (the record), `visualize` (the figure). `integrations` holds what
-knows other software by name.
+>>> scores = ct.score_edges(model, (CLEAN, CORRUPT, *ANSWERS), method="eap-ig")
+>>> circuit = ct.circuit(scores, n_edges=40, method="greedy")
+
+Third, trace a patched pass. The record stays when the pass is over:
+
+>>> trace = model.trace(
+...     CLEAN, corrupt=CORRUPT, masks=circuit, answers=ANSWERS, complement=True
+... )
+>>> print(f"{trace.outcome.explained:.2f} {trace.outcome.faithfulness:.2f}")
+1.00 0.83
+
+Then look at it:
+
+>>> figure = trace.draw()
+>>> flow = trace.edge("A1.0->Resid End", 14)
+>>> tuple(flow.clean.shape) == tuple(flow.received.shape) == (1, 15, 64)
+True
+
+Further on: `trace.table()` and `trace.explore()` (the record as a table, as a page), `trace.save` and
+`ct.Trace.load` (as a file), `trace.diff` (two passes), `model.patch` (passes that you run yourself),
+`ct.exact_scores` and `ct.acdc` (scores by measuring, a circuit by searching), `ct.faithfulness`
+(circuits of every size), `ct.draw_seq_graph` and `ct.draw_difference` (scores as pictures),
+`ct.load_scores` and `ct.save_scores` (other tools' files).
+
+The rooms, in the order in which data flows: `anatomy` and `graph` (where a model reads and writes its
+residual stream; nodes and edges), `plan` (which edges are patched, with what), `hooks` (attached on
+entry, gone on exit), `trace` (the record), `score` (scores, circuits, faithfulness), `visualize`
+(pictures), `cli`. The façades, `PatchableModel` and `Trace`, stand on top of what they offer.
+`integrations` holds what knows other software by name.
 """
 
 from typing import TYPE_CHECKING, Any
