@@ -71,13 +71,14 @@ from circuit_trace.plan import PruneScores as PruneScores
 from circuit_trace.plan import SourceOutputs as SourceOutputs
 from circuit_trace.score.acdc import AcdcResult as AcdcResult
 from circuit_trace.score.acdc import acdc as acdc
-from circuit_trace.score.circuit import Circuit as Circuit
 from circuit_trace.score.circuit import circuit as circuit
 from circuit_trace.score.edges import score_edges as score_edges
 from circuit_trace.score.exact import exact_scores as exact_scores
 from circuit_trace.score.faithfulness import Faithfulness as Faithfulness
 from circuit_trace.score.faithfulness import FaithfulnessCurves as FaithfulnessCurves
 from circuit_trace.score.faithfulness import faithfulness as faithfulness
+from circuit_trace.score.scores import Circuit as Circuit
+from circuit_trace.score.scores import EdgeScores as EdgeScores
 from circuit_trace.trace import Trace as Trace
 from circuit_trace.trace import TraceDiff as TraceDiff
 

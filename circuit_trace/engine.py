@@ -54,8 +54,8 @@ from circuit_trace.plan import (
     read_prompt_sets,
     real_after,
 )
-from circuit_trace.trace.about import About
-from circuit_trace.trace.record import Record
+from circuit_trace.record.about import About
+from circuit_trace.record.record import Record
 
 R = TypeVar("R", bound=Record)
 E = TypeVar("E", bound="Engine")

@@ -44,9 +44,9 @@ from circuit_trace.plan import (
     make_plan,
     warn_if_empty,
 )
+from circuit_trace.record.outcome import Patch
 from circuit_trace.score.measure import Measure
 from circuit_trace.trace import Trace
-from circuit_trace.trace.outcome import Patch
 
 OutputSlice = Literal["last_seq", "not_first_seq"]
 """Which positions of the logits a task looks at."""

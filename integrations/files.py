@@ -15,7 +15,8 @@ from circuit_trace.errors import FormatError
 from circuit_trace.file_kinds import is_safetensors, kind_of
 from circuit_trace.files import checked_path, refusing, writing
 from circuit_trace.graph import Graph, graph_for, graph_of
-from circuit_trace.plan import EdgeScores, PruneScores
+from circuit_trace.plan import PruneScores
+from circuit_trace.score.scores import EdgeScores
 from circuit_trace.text import told
 
 from .acdc import is_acdc, read_acdc, write_acdc
@@ -123,7 +124,8 @@ def load_scores(
         where, select = _in_folder(where, select), None
     data = read_bytes(where)
     try:
-        return EdgeScores(_read(data, model, graph, in_graph, select, groups))
+        scores = _read(data, model, graph, in_graph, select, groups)
+        return EdgeScores(scores, graph=graph)
     except FormatError as error:
         raise FormatError(f"{str(where)!r}: {error}") from error
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from circuit_trace.errors import FormatError
 from circuit_trace.graph import Graph, graph_for, graph_of
 from circuit_trace.plan import PruneScores
+from circuit_trace.score.scores import EdgeScores
 
 from .listing import Listed, listing_of, read_listing
 from .untrusted import check_items
@@ -85,7 +86,8 @@ def from_networkx(
     Raises:
         FormatError: It is not directed, for a model of another shape, or lists what is no edge.
     """
-    return _from_networkx(graph, graph_of(model), in_graph=in_graph)
+    ours = graph_of(model)
+    return EdgeScores(_from_networkx(graph, ours, in_graph=in_graph), graph=ours)
 
 
 def _from_networkx(graph: Any, ours: Graph | None, *, in_graph: bool) -> PruneScores:

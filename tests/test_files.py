@@ -251,7 +251,7 @@ def test_a_folder_without_permission(
     def denied(*_args: object, **_options: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    for reading in ("pathlib.Path.read_bytes", "circuit_trace.trace.saved.container.safe_open"):
+    for reading in ("pathlib.Path.read_bytes", "circuit_trace.record.saved.container.safe_open"):
         monkeypatch.setattr(reading, denied)
     real = os.open
     monkeypatch.setattr(

@@ -228,7 +228,7 @@ def print_table(trace: Trace, options: argparse.Namespace, edges: Any = None) ->
 
 def print_rows(table: pd.DataFrame, n: int, by: str) -> None:
     """Print the first rows of a table of edges, ranked by a column."""
-    from circuit_trace.trace import top_rows
+    from circuit_trace.record import top_rows
 
     shown = top_rows(table, n, by)
     parts = ["src", "dest", "layer", "head", "dest_layer", "dest_head"]

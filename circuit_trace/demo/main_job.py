@@ -12,9 +12,10 @@ from circuit_trace.demo.prompts import Prompts
 from circuit_trace.errors import FigureError, InputError
 from circuit_trace.model import wrap
 from circuit_trace.plan import flat_scores
+from circuit_trace.record import Outcome
 from circuit_trace.score.circuit import circuit
 from circuit_trace.score.edges import score_edges
-from circuit_trace.trace import Outcome, Trace
+from circuit_trace.trace import Trace
 
 EXACT_UP_TO = 20_000
 """Models with up to so many edges, each position counted, have each of them patched alone; in larger

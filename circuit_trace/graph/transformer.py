@@ -251,12 +251,12 @@ def graph_of(model: Any) -> Graph | None:
 
 
 def graph_for(scores: Any, model: Any) -> Graph:
-    """The model's graph, or without a model the one that scores themselves are for.
+    """The model's graph, or without a model the one that scores know or are shaped for.
 
     Raises:
         FormatError, MaskError, InputError: The scores are none, or do not say what they are for.
     """
-    graph = graph_of(model)
+    graph = graph_of(model) or getattr(scores, "known_graph", None)
     if graph is not None:
         return graph
     if not isinstance(scores, Mapping) or not all(

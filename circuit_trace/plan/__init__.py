@@ -31,4 +31,3 @@ from circuit_trace.plan.plan import warn_if_empty as warn_if_empty
 from circuit_trace.plan.prompts import MASK as MASK
 from circuit_trace.plan.prompts import Prompts as Prompts
 from circuit_trace.plan.prompts import read_mask as read_mask
-from circuit_trace.plan.scores import EdgeScores as EdgeScores

@@ -24,7 +24,6 @@ from circuit_trace.graph import (
     SrcNode,
     whole_number,
 )
-from circuit_trace.plan.scores import EdgeScores
 from circuit_trace.warn import warn
 
 PruneScores = dict[str, Tensor]
@@ -238,17 +237,15 @@ def flat_scores(graph: Graph, scores: PruneScores) -> Float[Tensor, " edge"]:
     return torch.cat(blocks, dim=1).reshape(-1)
 
 
-def unflat_scores(graph: Graph, flat: Float[Tensor, " edge"]) -> EdgeScores:
+def unflat_scores(graph: Graph, flat: Float[Tensor, " edge"]) -> PruneScores:
     """The scores, one tensor per module, of a row with one per edge."""
     rows = flat.view(graph.seq_len or 1, -1)
-    return EdgeScores(
-        {
-            module.name: rows[:, module.offset : module.offset + module.n_edges]
-            .reshape(score_shape(module, graph.seq_len))
-            .clone()
-            for module in graph.modules
-        }
-    )
+    return {
+        module.name: rows[:, module.offset : module.offset + module.n_edges]
+        .reshape(score_shape(module, graph.seq_len))
+        .clone()
+        for module in graph.modules
+    }
 
 
 def _seq_hint(graph: Graph, got: object, expected: tuple[int, ...]) -> str:

@@ -23,7 +23,6 @@ from circuit_trace.plan.masks import (
     warn_of_scores,
 )
 from circuit_trace.plan.outputs import SourceOutputs
-from circuit_trace.plan.scores import EdgeScores
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +53,12 @@ class Plan:
 
     def full_masks(self) -> PruneScores:
         """Masks of every module, zero where nothing is patched."""
-        return EdgeScores(
-            {
-                module.name: self.masks[module.name].detach()
-                if module.name in self.masks
-                else torch.zeros(score_shape(module, self.graph.seq_len))
-                for module in self.graph.modules
-            }
-        )
+        return {
+            module.name: self.masks[module.name].detach()
+            if module.name in self.masks
+            else torch.zeros(score_shape(module, self.graph.seq_len))
+            for module in self.graph.modules
+        }
 
     def snapshot(self) -> Plan:
         """This plan with the values that its masks have now, for a record that outlives them."""

@@ -31,6 +31,7 @@ from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.options import check_model
 from circuit_trace.score.reach import leads_on
 from circuit_trace.score.runs import PairRun, check_patched, is_resampled, run_pairs
+from circuit_trace.score.scores import EdgeScores
 from circuit_trace.score.share import Share
 
 Better = Literal["lower", "higher"]
@@ -137,7 +138,7 @@ def acdc(
             progress.update(len(group))
             progress.set_postfix(kept=int(search.kept.sum()), refresh=False)
     clean = float(torch.cat([run.clean for run in runs]).mean())
-    circuit = unflat_scores(model.graph, search.kept.float())
+    circuit = EdgeScores(unflat_scores(model.graph, search.kept.float()), graph=model.graph)
     return AcdcResult(circuit, int(search.kept.sum()), search.value, clean, search.n_passes)
 
 

@@ -1,70 +1,13 @@
-"""Scores → a circuit: so many of the strongest edges that something flows along."""
+"""`circuit`: choose the edges of a circuit by any scores."""
 
 from __future__ import annotations
 
-import warnings
-from numbers import Real
-from typing import Any
-
-import pandas as pd
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-
 from circuit_trace.engine import Engine
-from circuit_trace.errors import InputError
-from circuit_trace.graph import Edges, Graph, graph_for, whole_number
-from circuit_trace.plan import PruneScores, unflat_scores
-from circuit_trace.score.ranking import CircuitMethod, RankBy, Ranking
-from circuit_trace.score.sized import size_with
-from circuit_trace.trace.record import Record
-from circuit_trace.trace.rows import Rows
-from circuit_trace.trace.table import names_of
-
-WORTH_TELLING = 0.5
-"""An edge that is dropped is warned of if it is so strong, as a part of the strongest of all."""
-
-
-class Circuit(dict[str, Tensor]):
-    """The edges of a circuit as `PruneScores`: 1 in the circuit, 0 out of it. Made by `circuit`.
-
-    `n_edges` is how many there are. `dropped` are those that their scores alone would put into it, the
-    strongest first, and `dropped_scores` these scores.
-    """
-
-    def __init__(
-        self,
-        graph: Graph,
-        chosen: Bool[Tensor, " edge"],
-        dropped: Int[Tensor, " dropped"],
-        dropped_scores: Float[Tensor, " dropped"],
-    ) -> None:
-        super().__init__(unflat_scores(graph, chosen.float()))
-        self.n_edges = int(chosen.sum())
-        self.dropped = Edges(graph, dropped.tolist())
-        self.dropped_scores = dropped_scores
-
-    def dropped_table(self) -> pd.DataFrame:
-        """A row for each edge that was dropped: its name, its ends, its position and its score.
-
-        >>> import circuit_trace as ct
-        >>> from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
-        >>> model = ct.wrap(ct.load_model("bundled"))
-        >>> scores = ct.exact_scores(model, (CLEAN, CORRUPT, *ANSWERS))
-        >>> ct.circuit(scores, n_edges=12)
-        <Circuit: 12 edges; 2 dropped, first 'Resid Start->A0.3.V' (-3.81)>
-        >>> ct.circuit(scores, n_edges=12).dropped_table()["edge"].tolist()
-        ['Resid Start->A0.3.V', 'A1.3->Resid End']
-        """
-        rows = Rows.of(self.dropped.graph, self.dropped)
-        return pd.DataFrame({**names_of(rows, None), "score": self.dropped_scores.numpy()})
-
-    def __repr__(self) -> str:
-        more = f"; {len(self.dropped):,} dropped, first {self._first()}" if self.dropped else ""
-        return f"<Circuit: {self.n_edges:,} edges{more}>"
-
-    def _first(self) -> str:
-        """The strongest edge that was dropped."""
-        return f"{str(self.dropped[0])!r} ({self.dropped_scores[0]:.3g})"
+from circuit_trace.graph import Graph, graph_for
+from circuit_trace.plan import PruneScores
+from circuit_trace.record.record import Record
+from circuit_trace.score.ranking import CircuitMethod, RankBy
+from circuit_trace.score.scores import Circuit, EdgeScores
 
 
 def circuit(
@@ -124,101 +67,14 @@ def circuit(
         MaskError: The scores do not fit the graph, are not finite, or are all zero.
         FormatError: The scores do not say which model they are for, and none is given.
     """
-    graph = graph_for(scores, model)
-    ranking = Ranking.of(graph, scores, method, rank_by)
-    sizes = {"n_edges": n_edges, "threshold": threshold, "fraction": fraction}
-    given = {name: value for name, value in sizes.items() if value is not None}
-    if len(given) != 1:
-        raise InputError(
-            "Give the circuit one size, n_edges=, threshold= or fraction=; got "
-            f"{' and '.join(given) or 'none'}."
-        )
-    ((how, size),) = given.items()
-    least = _as_threshold(size) if how == "threshold" else None
-    if least is not None:
-        chosen = ranking.above(least, prune=prune)
-        n = int((ranking.strength >= least).sum())
-    else:
-        n = as_n_edges(graph, size, is_fraction=how == "fraction", name=how)
-        (chosen,) = ranking.circuits([n], prune=prune)
-    asked_for = ranking.strongest[:n]
-    dropped = asked_for[~chosen[asked_for] & (ranking.scores[asked_for] != 0)]
-    found = Circuit(graph, chosen, dropped, ranking.scores[dropped])
-    if prune:
-        _tell(found, ranking, n, least)
-    return found
-
-
-def as_n_edges(graph: Graph, size: Any, *, is_fraction: bool, name: str) -> int:
-    """A size as a number of edges.
-
-    Raises:
-        InputError: It is none, or out of range.
-    """
-    if is_fraction:
-        part = -1.0 if isinstance(size, bool) or not isinstance(size, Real) else float(size)
-        if not 0 <= part <= 1:
-            raise InputError(f"{name} must be a part of all edges, from 0 to 1; got {size!r}.")
-        return int(round(part * graph.n_edges, 6))  # 0.29 * 100 is a little less than 29
-    number = whole_number(size)
-    if number is None or not 0 <= number <= graph.n_edges:
-        raise InputError(
-            f"{name} must be a whole number of edges, from 0 to all {graph.n_edges:,}; got {size!r}."
-        )
-    return number
-
-
-def _as_threshold(threshold: Any) -> float:
-    is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
-    least = float(threshold) if is_number else -1.0
-    if not least >= 0:
-        raise InputError(f"threshold must be a number, 0 or more; got {threshold!r}.")
-    return least
-
-
-def _tell(found: Circuit, ranking: Ranking, n_asked: int, threshold: float | None) -> None:
-    """Warn where a circuit is not what was asked for, or lacks an edge that one looks for in it."""
-    n = found.n_edges
-    if threshold is not None and n == 0 < n_asked:
-        said = (
-            f"The circuit is empty: none of the {n_asked:,} edges that score {threshold:g} or more lies "
-            "on a path of such edges from the start of the stream to its end. Lower the threshold, or "
-            "say n_edges=, how many connected edges are to be left."
-        )
-    elif threshold is None and n < n_asked:
-        said = (
-            f"The circuit has {n:,} edges instead of {n_asked:,}: no more lie on a path of edges that "
-            "score other than 0 from the start of the stream to its end. Score more edges, or ask for "
-            "fewer."
-        )
-    elif threshold is None and n > n_asked:
-        said = (
-            f"The circuit has {n:,} edges instead of {n_asked:,}: no circuit of that size was found "
-            "among the edges that score other than 0, since paths are longer. Ask for more, or score "
-            "the edges that would shorten them, such as 'Resid Start->Resid End'."
-        )
-    else:
-        said = _lacking(found, ranking, n_asked)
-    if said:
-        warnings.warn(said, stacklevel=3)
-
-
-def _lacking(found: Circuit, ranking: Ranking, n_asked: int) -> str | None:
-    """What is to be said of the strongest edge that was dropped, if anything."""
-    if not found.dropped:
-        return None
-    number = found.dropped.numbers[0]
-    strength = ranking.strength[number]
-    if strength < WORTH_TELLING * ranking.strength.max():
-        return None
-    size = size_with(ranking.graph, ranking.scored, number)
-    way = (
-        "No path of edges that score other than 0 leads through it"
-        if size is None
-        else f"It is connected at n_edges={size:,}"
-    )
-    return (
-        f"Of the {n_asked:,} strongest edges the circuit lacks {len(found.dropped):,}, first "
-        f"{found._first()}: what leads from it to the end of the stream, or to it from the start, is "
-        f"too weak. {way}; the circuit's .dropped lists all."
+    known = scores if isinstance(scores, EdgeScores) and model is None else None
+    if known is None:
+        known = EdgeScores(scores, graph=graph_for(scores, model))
+    return known.circuit(
+        n_edges=n_edges,
+        threshold=threshold,
+        fraction=fraction,
+        method=method,
+        rank_by=rank_by,
+        prune=prune,
     )

@@ -15,13 +15,13 @@ from circuit_trace.errors import InputError
 from circuit_trace.hooks import same_every_time
 from circuit_trace.plan import (
     AblationType,
-    EdgeScores,
     ForwardArg,
     PromptPairs,
     SourceOutputs,
     unflat_scores,
 )
 from circuit_trace.progress import tqdm
+from circuit_trace.record import About
 from circuit_trace.score.exact import BAR_DELAY, exact_scores
 from circuit_trace.score.gradients import logits_of
 from circuit_trace.score.methods import METHODS, Method, Task
@@ -35,9 +35,9 @@ from circuit_trace.score.options import (
     read_path,
 )
 from circuit_trace.score.runs import check_patched, dtype_of_scores, is_resampled
+from circuit_trace.score.scores import EdgeScores
 from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
-from circuit_trace.trace import About
 
 SIZES = ("‖patched − clean‖ of what it carries", "")
 """What magnitudes say."""
@@ -170,7 +170,8 @@ def score_edges(
         state = _add_up(task, method, batches, share, file, file.load(_start(model)))
     sums = share.total(torch.cat([state.tensors["sums"], state.tensors["prompts"]]))
     scores = unflat_scores(model.graph, (sums[:-1] / sums[-1]).to(dtype_of_scores(model)))
-    return scores.meaning(SIZES if method == "magnitude" else signs_of(metric, is_estimate=True))
+    signs = SIZES if method == "magnitude" else signs_of(metric, is_estimate=True)
+    return EdgeScores(scores, graph=model.graph, signs=signs)
 
 
 def _start(model: Engine) -> State:

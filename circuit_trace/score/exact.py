@@ -16,13 +16,13 @@ from circuit_trace.graph import whole_number
 from circuit_trace.plan import (
     AblationType,
     EdgesArg,
-    EdgeScores,
     ForwardArg,
     PromptPairs,
     SourceOutputs,
     unflat_scores,
 )
 from circuit_trace.progress import tqdm
+from circuit_trace.record import About
 from circuit_trace.score.groups import (
     EdgeGroup,
     changes,
@@ -39,9 +39,9 @@ from circuit_trace.score.runs import (
     is_resampled,
     run_pairs,
 )
+from circuit_trace.score.scores import EdgeScores
 from circuit_trace.score.share import Share
 from circuit_trace.score.unfinished import State, Unfinished, digest, mark_of, name_of
-from circuit_trace.trace import About
 
 ROWS = 64
 """Prompts that run at once: enough to keep a processor busy, with logits that still fit in memory."""
@@ -113,7 +113,11 @@ def exact_scores(
         )
     sums = share.total(sums)
     means = (sums / sum(map(len, batches))).to(dtype_of_scores(model))
-    return unflat_scores(model.graph, means).meaning(signs_of(metric, is_estimate=False))
+    return EdgeScores(
+        unflat_scores(model.graph, means),
+        graph=model.graph,
+        signs=signs_of(metric, is_estimate=False),
+    )
 
 
 def _add_up(

@@ -23,7 +23,7 @@ from circuit_trace.plan import (
     unflat_scores,
 )
 from circuit_trace.progress import tqdm
-from circuit_trace.score.circuit import as_n_edges
+from circuit_trace.score.choose import as_n_edges
 from circuit_trace.score.exact import BAR_DELAY
 from circuit_trace.score.metrics import Metric, read_metric
 from circuit_trace.score.options import check_model

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuit_trace.graph import Edges, Graph
+from circuit_trace.record.rows import Rows
 from circuit_trace.score.reach import readings, worst_from
-from circuit_trace.trace.rows import Rows
 
 
 def places(order: Int[Tensor, " edge"]) -> Int[Tensor, " edge"]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from circuit_trace.anatomy import Anatomy
 from circuit_trace.errors import InputError
 from circuit_trace.plan import PromptPairs, with_answers
+from circuit_trace.record.outcome import Outcome, Patch
 from circuit_trace.score.metrics import PerPrompt, read_metric
-from circuit_trace.trace.outcome import Outcome, Patch
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuit_trace.graph import Edges, Graph
+from circuit_trace.record.rows import Rows
 from circuit_trace.score.reach import NEVER, readings, worst_through, would_join
-from circuit_trace.trace.rows import Rows
 
 MOST_TRIED = 1000
 """So many edges are tried as a shortcut before a size counts as one that no circuit has."""

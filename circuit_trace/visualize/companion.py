@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from circuit_trace.trace import BatchIdx, Trace, arrow, edge_table
+from circuit_trace.record import BatchIdx, arrow, edge_table
+from circuit_trace.trace import Trace
 from circuit_trace.visualize.edges import N_TOKENS, DrawnEdge, LiveStyle
 from circuit_trace.visualize.text import (
     escape,

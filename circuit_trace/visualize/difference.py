@@ -13,7 +13,8 @@ import torch
 from circuit_trace.errors import FigureError, InputError
 from circuit_trace.graph import Graph
 from circuit_trace.plan import PruneScores, check_scores
-from circuit_trace.trace import BatchIdx, Rows, Trace, check_same_graph
+from circuit_trace.record import BatchIdx, Rows, check_same_graph
+from circuit_trace.trace import Trace
 from circuit_trace.visualize.draw import outcome_note, present
 from circuit_trace.visualize.edges import (
     APPEARED,

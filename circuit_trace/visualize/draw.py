@@ -11,7 +11,8 @@ import torch
 
 from circuit_trace.graph import Edge, Graph
 from circuit_trace.plan import PruneScores
-from circuit_trace.trace import BatchIdx, Trace
+from circuit_trace.record import BatchIdx
+from circuit_trace.trace import Trace
 from circuit_trace.visualize.companion import live_table, score_table
 from circuit_trace.visualize.edges import (
     CIRCUIT_LEGEND,

@@ -11,19 +11,19 @@ import torch
 
 from circuit_trace.graph import Edge, Graph
 from circuit_trace.plan import PruneScores, check_scores
-from circuit_trace.trace import (
+from circuit_trace.record import (
     BatchIdx,
     Direction,
     EdgeFlow,
     EdgeNumbers,
     Pair,
     Tokens,
-    Trace,
     arrow,
     edge_numbers,
     is_rounding,
     top_tokens,
 )
+from circuit_trace.trace import Trace
 from circuit_trace.visualize.text import (
     BREAK,
     escape,

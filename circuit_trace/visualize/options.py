@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from circuit_trace.errors import FigureError, InputError, NoTraceError
 from circuit_trace.graph import Graph, whole_number
 from circuit_trace.plan import PruneScores
-from circuit_trace.trace import BatchIdx, Direction, Trace, lens_of, pair_of, read_at
+from circuit_trace.record import BatchIdx, Direction, lens_of, pair_of, read_at
+from circuit_trace.trace import Trace
 from circuit_trace.visualize.edges import PLAIN, LiveStyle
 from circuit_trace.visualize.sankey import THEMES, Theme
 

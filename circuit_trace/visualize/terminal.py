@@ -8,7 +8,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from circuit_trace.trace import Pair, Trace, pair_of
+from circuit_trace.record import Pair, pair_of
+from circuit_trace.trace import Trace
 from circuit_trace.visualize.edges import BETWEEN, CURRENT, PATCHED, strongest
 from circuit_trace.visualize.text import mask_text, number, visible
 

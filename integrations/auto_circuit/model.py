@@ -15,7 +15,7 @@ from circuit_trace.errors import AnatomyError, InputError
 from circuit_trace.graph import EdgeSpec, Graph
 from circuit_trace.model import OutputSlice
 from circuit_trace.plan.masks import mask_makers, score_shape
-from circuit_trace.plan.scores import EdgeScores
+from circuit_trace.score.scores import EdgeScores
 
 from .absent import why_absent
 from .nodes import (

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 import circuit_trace as ct
 from circuit_trace.integrations.transformer_lens import anatomy
-from circuit_trace.trace import Lens
-from circuit_trace.trace.inputs import stream_at
+from circuit_trace.record import Lens
+from circuit_trace.record.inputs import stream_at
 from tests.families.models import (
     COHERE,
     CONFIGS,

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import circuit_trace as ct
 from circuit_trace.anatomy import HeadsPoint
-from circuit_trace.trace import HeadRecord
+from circuit_trace.record import HeadRecord
 from tests.anatomy.toy import ToyModel
 from tests.anatomy.toy import anatomy as toy_anatomy
 from tests.footprint import footprint, lent, n_hooks

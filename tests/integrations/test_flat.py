@@ -8,13 +8,11 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from circuit_trace.graph import Graph
+from circuit_trace.graph import Graph, graph_for
 from circuit_trace.integrations.flat import (
     Names,
     binary,
     flatten,
-    graph_for,
-    graph_of,
     number_of,
     scatter,
 )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import circuit_trace as ct
-from circuit_trace.trace.about import About, _versions, plain
+from circuit_trace.record.about import About, _versions, plain
 from tests.models import TYPICAL, tokens, wrapped
 
 ITSELF: dict[str, Any] = {}
@@ -84,7 +84,7 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
             raise PackageNotFoundError(package)
         return "1.0"
 
-    monkeypatch.setattr("circuit_trace.trace.about.version", only_torch)
+    monkeypatch.setattr("circuit_trace.record.about.version", only_torch)
     _versions.cache_clear()
     assert dict(_versions()) == {"circuit-trace": "1.0", "torch": "1.0"}
     _versions.cache_clear()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from circuit_trace.trace import edge_numbers, lens_of
+from circuit_trace.record import edge_numbers, lens_of
 from tests.models import TYPICAL, oracle, shared, tokens, wrapped
 from tests.oracle import Ask
 

@@ -10,7 +10,7 @@ import torch
 from transformers import OlmoConfig
 
 import circuit_trace as ct
-from circuit_trace.trace import HeadRecord
+from circuit_trace.record import HeadRecord
 from tests.families.models import D_VOCAB, bridge, hugging_face
 from tests.models import HAS_BRIDGE, TYPICAL, tokens, wrapped
 

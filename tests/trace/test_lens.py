@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import circuit_trace as ct
 from circuit_trace.anatomy import Unembed
-from circuit_trace.trace import Direction, edge_numbers, lens_of, top_tokens
-from circuit_trace.trace.inputs import stream_at
+from circuit_trace.record import Direction, edge_numbers, lens_of, top_tokens
+from circuit_trace.record.inputs import stream_at
 from tests.anatomy.toy import ToyModel
 from tests.anatomy.toy import anatomy as toy_anatomy
 from tests.models import CASES, TYPICAL, shared, tokens, wrapped

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import circuit_trace as ct
 from circuit_trace.file_kinds import UNFINISHED
-from circuit_trace.trace.saved.container import VERSION, Content, read_file, write_file
+from circuit_trace.record.saved.container import VERSION, Content, read_file, write_file
 from tests.trace.test_saved import NAME, SEQ, a_trace, answers, bundled, check_same, nested, toy
 
 HYPOTHESIS = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -112,7 +112,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_args: object, **_options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("circuit_trace.trace.saved.container.safe_open", refuse)
+    monkeypatch.setattr("circuit_trace.record.saved.container.safe_open", refuse)
     path = tmp_path / "x.trace"
     path.touch()
     with pytest.raises(ct.FormatError, match="Permission denied"):

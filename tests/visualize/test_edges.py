@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from circuit_trace.trace import Direction
+from circuit_trace.record import Direction
 from circuit_trace.visualize.edges import (
     BETWEEN,
     CURRENT,

@@ -13,16 +13,9 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode, Edge, Edges, SrcNode
 from circuit_trace.plan import EdgesArg, PruneScores, check_scores, flat_scores
 from circuit_trace.plan.masks import mask_makers
-from circuit_trace.trace import (
-    BatchIdx,
-    Direction,
-    EdgeNumbers,
-    Trace,
-    edge_numbers,
-    pair_of,
-    top_tokens,
-)
-from circuit_trace.trace import Tokens as TopTokens
+from circuit_trace.record import BatchIdx, Direction, EdgeNumbers, edge_numbers, pair_of, top_tokens
+from circuit_trace.record import Tokens as TopTokens
+from circuit_trace.trace import Trace
 from circuit_trace.visualize.edges import N_TOKENS, N_VALUES, strongest
 from circuit_trace.visualize.text import visible
 

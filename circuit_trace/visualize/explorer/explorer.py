@@ -11,7 +11,8 @@ from circuit_trace.errors import FigureError
 from circuit_trace.files import checked_path, writing
 from circuit_trace.graph import whole_number
 from circuit_trace.plan import EdgesArg, PruneScores
-from circuit_trace.trace import BatchIdx, Trace
+from circuit_trace.record import BatchIdx
+from circuit_trace.trace import Trace
 from circuit_trace.visualize.edges import score_legend
 from circuit_trace.visualize.explorer.data import specification
 from circuit_trace.visualize.explorer.page import packed, render

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import circuit_trace as ct
+from circuit_trace import EdgeScores
 from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
-from circuit_trace.plan import EdgeScores
 
 NAME = "blocks.1.hook_resid_post"
 

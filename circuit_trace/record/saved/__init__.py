@@ -6,10 +6,10 @@ from typing import Any
 
 from circuit_trace.errors import FormatError, InputError
 from circuit_trace.files import checked_path
-from circuit_trace.trace.record import Record
-from circuit_trace.trace.saved.container import Content, read_file, write_file
-from circuit_trace.trace.saved.read import trace_of
-from circuit_trace.trace.saved.write import Options, content_of
+from circuit_trace.record.record import Record
+from circuit_trace.record.saved.container import Content, read_file, write_file
+from circuit_trace.record.saved.read import trace_of
+from circuit_trace.record.saved.write import Options, content_of
 
 
 def save(trace: Record, path: Any, options: Options) -> None:

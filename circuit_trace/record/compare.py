@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from circuit_trace.errors import InputError
-from circuit_trace.trace.record import Record
+from circuit_trace.record.record import Record
 
 Which = Literal["clean", "current", "patched", "received"]
 """What a source writes unpatched, what it wrote in the pass, what is patched in, what arrived."""

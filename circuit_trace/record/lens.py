@@ -21,12 +21,12 @@ from circuit_trace.graph import Edge, whole_number
 from circuit_trace.hooks.norms import LinearNorm
 from circuit_trace.hooks.verify import tolerance_of
 from circuit_trace.plan import Plan, flat_scores
-from circuit_trace.trace.compare import Pair
-from circuit_trace.trace.inputs import stream_at
-from circuit_trace.trace.positions import last_of
-from circuit_trace.trace.record import Record
-from circuit_trace.trace.rows import Rows
-from circuit_trace.trace.unembedding import Lens, SavedLenses
+from circuit_trace.record.compare import Pair
+from circuit_trace.record.inputs import stream_at
+from circuit_trace.record.positions import last_of
+from circuit_trace.record.record import Record
+from circuit_trace.record.rows import Rows
+from circuit_trace.record.unembedding import Lens, SavedLenses
 
 AT_ONCE = 64
 """How many vectors are unembedded at a time: each takes a number per token of the vocabulary."""

@@ -16,9 +16,9 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import Edges, Graph
 from circuit_trace.hooks import Read
 from circuit_trace.plan import Plan, PruneScores, SourceOutputs
-from circuit_trace.trace.about import About
-from circuit_trace.trace.outcome import Outcome
-from circuit_trace.trace.unembedding import SavedLenses
+from circuit_trace.record.about import About
+from circuit_trace.record.outcome import Outcome
+from circuit_trace.record.unembedding import SavedLenses
 
 
 @dataclass(frozen=True, eq=False, repr=False)

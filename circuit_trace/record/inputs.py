@@ -11,7 +11,7 @@ from circuit_trace.graph import DestNode
 from circuit_trace.hooks import Read
 from circuit_trace.hooks.record import sketch
 from circuit_trace.hooks.verify import tolerance_of
-from circuit_trace.trace.record import Record
+from circuit_trace.record.record import Record
 
 
 def stream_at(trace: Record, dest: DestNode, batch_idx: int) -> Float[Tensor, "seq d_model"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from circuit_trace.errors import NoTraceError
 from circuit_trace.hooks import Read, directions
 from circuit_trace.plan import Plan, SourceOutputs
-from circuit_trace.trace.record import Record
+from circuit_trace.record.record import Record
 
 
 def reconstruction_error(trace: Record) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,15 @@ import torch
 from circuit_trace.errors import CircuitTraceError
 from circuit_trace.graph import Edges, EdgeSpec
 from circuit_trace.plan import EdgesArg, PruneScores, select
-from circuit_trace.trace.diff import RecordDiff
-from circuit_trace.trace.flows import DestFlow, EdgeFlow
-from circuit_trace.trace.heads import HeadRecord, head_record
-from circuit_trace.trace.numbers import BatchIdx
-from circuit_trace.trace.reconstruct import reconstruction_error
-from circuit_trace.trace.record import Record
-from circuit_trace.trace.saved import Content, Options, kept_of, load, save, trace_of
-from circuit_trace.trace.table import edge_table, top_rows
+from circuit_trace.record.diff import RecordDiff
+from circuit_trace.record.flows import DestFlow, EdgeFlow
+from circuit_trace.record.heads import HeadRecord, head_record
+from circuit_trace.record.numbers import BatchIdx
+from circuit_trace.record.reconstruct import reconstruction_error
+from circuit_trace.record.record import Record
+from circuit_trace.record.saved import Content, Options, kept_of, load, save, trace_of
+from circuit_trace.record.table import edge_table, top_rows
+from circuit_trace.score.scores import EdgeScores
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -40,6 +42,11 @@ class Trace(Record):
     >>> flow.mask, tuple(flow.received.shape), bool((flow.received == flow.patched).all())
     (1.0, (1, 15, 64), True)
     """
+
+    @cached_property
+    def masks(self) -> EdgeScores:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The mask of every edge, 0 where it carried the current output, in `PruneScores` form."""
+        return EdgeScores(super().masks, graph=self.graph)
 
     def edge(self, name: EdgeSpec, seq_idx: int | None = None) -> EdgeFlow:
         """What flowed along one edge, named as elsewhere: alone, or as `(seq_idx, name)`.

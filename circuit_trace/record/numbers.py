@@ -17,11 +17,11 @@ from torch import Tensor
 
 from circuit_trace.graph import Edge
 from circuit_trace.plan import Plan, SourceOutputs, flat_scores
-from circuit_trace.trace.compare import Pair, pair_of
-from circuit_trace.trace.lens import Direction, carried
-from circuit_trace.trace.positions import largest_of, last_of, read_at
-from circuit_trace.trace.record import Record
-from circuit_trace.trace.rows import Rows
+from circuit_trace.record.compare import Pair, pair_of
+from circuit_trace.record.lens import Direction, carried
+from circuit_trace.record.positions import largest_of, last_of, read_at
+from circuit_trace.record.record import Record
+from circuit_trace.record.rows import Rows
 
 BatchIdx = int | Literal["mean"]
 """An element of the batch, or the mean over all of them."""

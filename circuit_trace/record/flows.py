@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuit_trace.graph import DestNode, Edge
-from circuit_trace.trace.inputs import input_of
-from circuit_trace.trace.record import Record
+from circuit_trace.record.inputs import input_of
+from circuit_trace.record.record import Record
 
 
 @dataclass(frozen=True, eq=False, repr=False)

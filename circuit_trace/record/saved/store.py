@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from circuit_trace.errors import InputError
-from circuit_trace.trace.saved.container import digest
+from circuit_trace.record.saved.container import digest
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

@@ -12,11 +12,11 @@ import torch
 from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode, Edge, SrcNode, whole_number
 from circuit_trace.plan import PruneScores, check_scores, flat_scores
-from circuit_trace.trace.compare import arrow
-from circuit_trace.trace.lens import Tokens, top_tokens
-from circuit_trace.trace.numbers import BatchIdx, edge_numbers
-from circuit_trace.trace.record import Record
-from circuit_trace.trace.rows import Rows
+from circuit_trace.record.compare import arrow
+from circuit_trace.record.lens import Tokens, top_tokens
+from circuit_trace.record.numbers import BatchIdx, edge_numbers
+from circuit_trace.record.record import Record
+from circuit_trace.record.rows import Rows
 
 
 def edge_table(

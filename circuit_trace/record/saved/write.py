@@ -19,14 +19,14 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import DestModule, DestNode, Graph, SrcNode
 from circuit_trace.hooks import Read
 from circuit_trace.plan import Plan, SiteOutput, SourceOutputs, project
-from circuit_trace.trace.about import About
-from circuit_trace.trace.lens import lens_of
-from circuit_trace.trace.outcome import MEASURED, Outcome
-from circuit_trace.trace.record import Record
-from circuit_trace.trace.saved.container import Content
-from circuit_trace.trace.saved.store import TensorStore
-from circuit_trace.trace.saved.vocabulary import NO_TOKEN
-from circuit_trace.trace.unembedding import SavedLenses
+from circuit_trace.record.about import About
+from circuit_trace.record.lens import lens_of
+from circuit_trace.record.outcome import MEASURED, Outcome
+from circuit_trace.record.record import Record
+from circuit_trace.record.saved.container import Content
+from circuit_trace.record.saved.store import TensorStore
+from circuit_trace.record.saved.vocabulary import NO_TOKEN
+from circuit_trace.record.unembedding import SavedLenses
 
 ToStrings = Callable[[Tensor], list[str]]
 ToIds = Callable[[str], list[int]]

@@ -13,11 +13,11 @@ from torch import Tensor
 from circuit_trace.errors import InputError
 from circuit_trace.graph import Edges
 from circuit_trace.plan import EdgesArg, Plan, flat_scores, select
-from circuit_trace.trace.numbers import BatchIdx, edge_numbers
-from circuit_trace.trace.positions import largest_of, last_of, read_at
-from circuit_trace.trace.record import Record
-from circuit_trace.trace.rows import Rows
-from circuit_trace.trace.table import names_of, top_rows
+from circuit_trace.record.numbers import BatchIdx, edge_numbers
+from circuit_trace.record.positions import largest_of, last_of, read_at
+from circuit_trace.record.record import Record
+from circuit_trace.record.rows import Rows
+from circuit_trace.record.table import names_of, top_rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -20,14 +20,14 @@ from circuit_trace.plan import (
     SourceOutputs,
     check_scores,
 )
-from circuit_trace.trace.about import MOST_NESTED, About, plain
-from circuit_trace.trace.outcome import MEASURED, Outcome, Patch
-from circuit_trace.trace.record import Record
-from circuit_trace.trace.saved.container import Content
-from circuit_trace.trace.saved.item import Item
-from circuit_trace.trace.saved.store import DTYPES
-from circuit_trace.trace.saved.vocabulary import NO_TOKEN, SavedIds, SavedStrings
-from circuit_trace.trace.unembedding import Lens, SavedLenses
+from circuit_trace.record.about import MOST_NESTED, About, plain
+from circuit_trace.record.outcome import MEASURED, Outcome, Patch
+from circuit_trace.record.record import Record
+from circuit_trace.record.saved.container import Content
+from circuit_trace.record.saved.item import Item
+from circuit_trace.record.saved.store import DTYPES
+from circuit_trace.record.saved.vocabulary import NO_TOKEN, SavedIds, SavedStrings
+from circuit_trace.record.unembedding import Lens, SavedLenses
 
 FLOATS = tuple(DTYPES.values())
 INTEGERS = (torch.int64, torch.int32)
