@@ -14,6 +14,7 @@ from circuit_trace.errors import FigureError, InputError
 from circuit_trace.graph import Graph
 from circuit_trace.plan import PruneScores, check_scores
 from circuit_trace.trace import BatchIdx, Rows, Trace, check_same_graph
+from circuit_trace.visualize.diagram import Orientation
 from circuit_trace.visualize.draw import outcome_note, present
 from circuit_trace.visualize.edges import (
     APPEARED,
@@ -40,7 +41,7 @@ from circuit_trace.visualize.options import (
     position_titles,
     theme_named,
 )
-from circuit_trace.visualize.spec import Orientation, build_diagram
+from circuit_trace.visualize.panels import Picture, build_diagram
 from circuit_trace.visualize.text import BREAK, escape, escape_name, mask_text, number
 from circuit_trace.visualize.write import File
 
@@ -179,14 +180,10 @@ def draw_difference(
     if n_left_out:
         note += f" Not drawn: {n_left_out:,} edges that change less (max_edges={max_edges})."
     diagram = build_diagram(
-        graph,
-        shown,
-        titles=titles,
+        Picture(graph, shown, titles, note, LEGEND),
         show_all_seq_pos=show_all_seq_pos,
         layer_spacing=layer_spacing,
         orientation=orientation,
-        note=note,
-        legend=LEGEND,
     )
     return present(diagram, colors, display_ipython, file)
 

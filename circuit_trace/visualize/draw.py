@@ -13,6 +13,7 @@ from circuit_trace.graph import Edge, Graph
 from circuit_trace.plan import PruneScores
 from circuit_trace.trace import BatchIdx, Trace
 from circuit_trace.visualize.companion import live_table, score_table
+from circuit_trace.visualize.diagram import Diagram, Orientation
 from circuit_trace.visualize.edges import (
     CIRCUIT_LEGEND,
     CURRENT_PROJECTION_LEGEND,
@@ -49,14 +50,8 @@ from circuit_trace.visualize.options import (
     source,
     theme_named,
 )
-from circuit_trace.visualize.sankey import Theme, figure, sankey
-from circuit_trace.visualize.spec import (
-    MOST_SHORT_LABELS,
-    Diagram,
-    Orientation,
-    build_diagram,
-    lone_panel,
-)
+from circuit_trace.visualize.panels import MOST_SHORT_LABELS, Picture, build_diagram, lone_panel
+from circuit_trace.visualize.sankey import Domain, Theme, figure, sankey
 from circuit_trace.visualize.text import escape, mask_text
 from circuit_trace.visualize.write import File, write
 
@@ -201,16 +196,10 @@ def draw_seq_graph(
             f"{'edge' if n_below == 1 else 'edges'}."
         )
     diagram = build_diagram(
-        graph,
-        shown,
-        titles=titles,
+        Picture(graph, shown, titles, note, legend, hidden, companion),
         show_all_seq_pos=show_all_seq_pos,
         layer_spacing=layer_spacing,
         orientation=orientation,
-        note=note,
-        legend=legend,
-        hidden=hidden,
-        table=companion,
     )
     return present(diagram, colors, display_ipython, file)
 
@@ -289,16 +278,16 @@ def net_viz(
     per_position = graph.n_edges_per_position
     wanted = {number for number in wanted if number // per_position == (seq_idx or 0)}
     drawn = _drawn(graph, trace, prune_scores, score_threshold, batch_idx, style, max_edges, wanted)
-    panel = lone_panel(
+    panel, pad = lone_panel(
         graph,
         drawn,
         seq_idx=seq_idx,
-        interval=(bottom, top),
         size=size,
         layer_spacing=layer_spacing,
         orientation=orientation,
     )
-    return sankey(panel, orientation, theme_named(theme)), panel.n_layers
+    domain = Domain((0.0, 1.0), (bottom, top), *size)
+    return sankey(panel, orientation, theme_named(theme), domain, pad=pad), panel.n_layers
 
 
 def _drawn(

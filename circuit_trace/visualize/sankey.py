@@ -10,11 +10,7 @@ import plotly.graph_objects as go
 
 from circuit_trace.anatomy import NodeKind
 from circuit_trace.visualize.companion import FONT_SIZE, HEADER_HEIGHT, ROW_HEIGHT, Table
-from circuit_trace.visualize.edges import APPEARED, CURRENT, NEGATIVE, POSITIVE
-from circuit_trace.visualize.layout import NODE_THICKNESS, Point
-from circuit_trace.visualize.notebook import Figure
-from circuit_trace.visualize.spec import (
-    HEADING_HEIGHT,
+from circuit_trace.visualize.diagram import (
     NAME_SIZE,
     NOTE_LINE,
     NOTE_SIZE,
@@ -22,13 +18,18 @@ from circuit_trace.visualize.spec import (
     SIDE_MARGIN,
     TITLE_SHIFT,
     TITLE_SIZE,
-    TOP_MARGIN,
     Diagram,
     Orientation,
     Panel,
 )
+from circuit_trace.visualize.edges import APPEARED, CURRENT, NEGATIVE, POSITIVE
+from circuit_trace.visualize.layout import NODE_THICKNESS, Flow, Point
+from circuit_trace.visualize.notebook import Figure
+from circuit_trace.visualize.plotly_scale import plotly_scale
 from circuit_trace.visualize.text import BREAK
 
+HEADING_HEIGHT = 30
+TOP_MARGIN = 22
 FONT = "Helvetica, Arial, sans-serif"
 
 
@@ -77,38 +78,81 @@ THEMES = {
 }
 
 
+@dataclass(frozen=True)
+class Domain:
+    """The part of a figure's plot that Plotly gets for a Sankey, in shares of the plot and in pixels."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    width: float
+    height: float
+
+    @classmethod
+    def of(cls, diagram: Diagram, panel: Panel) -> Domain:
+        """Where a panel begins, and as broad as gives its links the panel's scale; nodes may stand
+        beyond it."""
+        flows = [Flow(link.source, link.target, link.value) for link in panel.links]
+        breadth = panel.scale / plotly_scale(len(panel.nodes), flows)
+        is_h = diagram.orientation == "h"
+        width, height = (panel.width, breadth) if is_h else (breadth, panel.height)
+        left, top = panel.left / diagram.plot_width, panel.top / diagram.plot_height
+        x = left, min(left + width / diagram.plot_width, 1.0)
+        y = max(1 - top - height / diagram.plot_height, 0.0), 1 - top
+        return cls(x, y, width, height)
+
+
 def sankey(
-    panel: Panel, orientation: Orientation, theme: Theme, *, names: bool = True
+    panel: Panel,
+    orientation: Orientation,
+    theme: Theme,
+    domain: Domain,
+    *,
+    pad: float = 0.0,
+    names: bool = True,
 ) -> go.Sankey:
     """One panel as a Plotly Sankey trace, its nodes named by Plotly if `names`."""
     font = {"family": FONT, "size": NAME_SIZE, "color": theme.ink}
     if not names:
         font = {"size": 1, "color": "rgba(0, 0, 0, 0)", "shadow": "none"}
+    from_left, from_top = (
+        [node.at[axis] - begin for node in panel.nodes]
+        for axis, begin in enumerate((panel.left, panel.top))
+    )
+    along, across = (from_left, from_top) if orientation == "h" else (from_top, from_left)
+    links = [panel.links[number] for number in panel.stacking]
     return go.Sankey(
         visible=bool(panel.links),  # Plotly fails on a Sankey without links
         arrangement="fixed",
         orientation=orientation,
-        domain={"x": list(panel.x_domain), "y": list(panel.y_domain)},
+        domain={"x": list(domain.x), "y": list(domain.y)},
         node={
             "label": [node.name for node in panel.nodes],
             "color": [theme.nodes[node.kind] for node in panel.nodes],
-            "x": [node.x for node in panel.nodes],
-            "y": [node.y for node in panel.nodes],
-            "pad": panel.pad,
+            # In both orientations a place along the flow counts from the domain's width.
+            "x": [_share(at, domain.width) for at in along],
+            "y": [_share(at, domain.height) for at in across],
+            "sort": "input",
+            "pad": pad,
             "thickness": NODE_THICKNESS,
             "line": {"width": 0},
             "hovertemplate": "%{label}<extra></extra>",
         },
         link={
-            "source": [link.source for link in panel.links],
-            "target": [link.target for link in panel.links],
-            "value": [link.value for link in panel.links],
-            "label": [link.label for link in panel.links],
-            "color": [rgba(theme.link(link.color), theme.link_alpha) for link in panel.links],
+            "source": [link.source for link in links],
+            "target": [link.target for link in links],
+            "value": [link.value for link in links],
+            "label": [link.label for link in links],
+            "color": [rgba(theme.link(link.color), theme.link_alpha) for link in links],
+            "sort": "input",
             "hovertemplate": "%{label}<extra></extra>",
         },
         textfont=font,
     )
+
+
+def _share(pixels: float, whole: float) -> float:
+    """A place in a domain, to about a hundredth of a pixel; Plotly ignores a place of exactly 0."""
+    return round(pixels / whole, 5) or 1e-5
 
 
 def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> Figure:
@@ -136,7 +180,7 @@ def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> Figure:
     )
     # Names are drawn as annotations above their nodes: Plotly would write them over the links.
     traces = [
-        sankey(panel, diagram.orientation, theme, names=False)
+        sankey(panel, diagram.orientation, theme, Domain.of(diagram, panel), names=False)
         for panel in diagram.panels
         if panel.links
     ]
@@ -180,9 +224,9 @@ def _annotation(x: float, y: float, text: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _in_panel(diagram: Diagram, panel: Panel, at: Point, text: str, **more: Any) -> dict[str, Any]:
-    """An annotation centred at a point in pixels from the plot's left edge and the panel's top."""
-    x, y = at[0] / diagram.plot_width, 1 - (panel.top + at[1]) / diagram.plot_height
+def _centred(diagram: Diagram, at: Point, text: str, **more: Any) -> dict[str, Any]:
+    """An annotation centred at a point in pixels of the plot."""
+    x, y = at[0] / diagram.plot_width, 1 - at[1] / diagram.plot_height
     return _annotation(x, y, text, xanchor="center", yanchor="middle", **more)
 
 
@@ -200,7 +244,7 @@ def _titles(diagram: Diagram) -> list[dict[str, Any]]:
     return [
         _annotation(
             0,
-            sum(panel.y_domain) / 2,
+            1 - (panel.top + panel.height / 2) / diagram.plot_height,
             panel.title,
             xanchor="right",
             yanchor="middle",
@@ -215,7 +259,7 @@ def _titles(diagram: Diagram) -> list[dict[str, Any]]:
 
 def _names(diagram: Diagram) -> list[dict[str, Any]]:
     return [
-        _in_panel(diagram, panel, node.name_at, node.name, font={"size": NAME_SIZE})
+        _centred(diagram, node.name_at, node.name, font={"size": NAME_SIZE})
         for panel in diagram.panels
         for node in panel.nodes
     ]
@@ -225,10 +269,10 @@ def _short_labels(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
     """What flows along each edge, written on it, so that a still picture says it too."""
     style = {"font": {"size": SHORT_SIZE}, "bgcolor": theme.behind_labels, "borderpad": 1}
     return [
-        _in_panel(diagram, panel, link.short_at, link.short, **style)
+        _centred(diagram, link.short_at, link.short, **style)
         for panel in diagram.panels
         for link in panel.links
-        if link.short
+        if link.short_at is not None
     ]
 
 

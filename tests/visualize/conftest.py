@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import pytest
 
 from circuit_trace.visualize import sankey
-from circuit_trace.visualize.spec import Diagram
+from circuit_trace.visualize.diagram import Diagram
 from tests.browser import browser_or_skip
 
 GOLDEN = Path(__file__).parent / "golden"

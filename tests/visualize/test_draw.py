@@ -917,8 +917,9 @@ def test_scores_and_the_same_edges_live_stand_side_by_side(orientation: Any) -> 
     expected = {label.split("<br>")[0]: label for one in beside.data for label in one.link.label}
     assert expected.items() <= labels.items()
     assert labels[EDGE].endswith("mask 0.00")  # not patched in that pass: what it carried
-    note = " ".join(one.text for one in drawn.layout.annotations)
-    assert "On each edge: its score. Beside it: ‖current‖→‖patched‖" in note.replace("<br>", " ")
+    note = " ".join(one.text for one in drawn.layout.annotations).replace("<br>", " ")
+    assert "On each edge: its score. These scores do not say what they measure." in note
+    assert "Beside it: ‖current‖→‖patched‖" in note
 
 
 def test_the_table_below_has_scores_and_activations() -> None:

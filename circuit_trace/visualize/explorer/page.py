@@ -12,6 +12,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from circuit_trace.visualize.diagram import NODE_NAMES
 from circuit_trace.visualize.edges import (
     CURRENT_PROJECTION_LEGEND,
     LIVE_LEGEND,
@@ -19,7 +20,6 @@ from circuit_trace.visualize.edges import (
     SCORE_LEGEND,
 )
 from circuit_trace.visualize.sankey import Theme
-from circuit_trace.visualize.spec import NODE_NAMES
 
 MARK = re.compile(r"\{\{(\w+)\}\}")
 
