@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError, InputError
 from circuit_trace.score.faithfulness import Faithfulness
+from circuit_trace.visualize.colors import Theme, ThemeName, rgba, theme_named
 from circuit_trace.visualize.notebook import Figure, show_in_ipython
-from circuit_trace.visualize.options import ThemeName, check_size, theme_named
-from circuit_trace.visualize.sankey import FONT, Theme, rgba
+from circuit_trace.visualize.sankey import FONT
+from circuit_trace.visualize.style import check_size
 from circuit_trace.visualize.text import escape
 from circuit_trace.visualize.write import File, write
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from circuit_trace.text import dot_text, mermaid_text
+from circuit_trace.visualize.colors import THEMES
 from circuit_trace.visualize.diagram import Diagram, Link, Panel
-from circuit_trace.visualize.sankey import THEMES
 from circuit_trace.visualize.text import BREAK
 
 THICKEST = 5

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 
 from circuit_trace.anatomy import NodeKind
 from circuit_trace.graph import DestNode, Graph, SrcNode
-from circuit_trace.visualize.companion import Table
 from circuit_trace.visualize.diagram import (
     NAME_SIZE,
     SHORT_SIZE,
@@ -17,7 +16,6 @@ from circuit_trace.visualize.diagram import (
     TITLE_SHIFT,
     TITLE_SIZE,
     Diagram,
-    Legend,
     Link,
     Node,
     Orientation,
@@ -25,7 +23,7 @@ from circuit_trace.visualize.diagram import (
     legend_lines,
     note_lines,
 )
-from circuit_trace.visualize.edges import DrawnEdge, strongest
+from circuit_trace.visualize.edges import MOST_SHORT_LABELS, DrawnEdge, strongest
 from circuit_trace.visualize.labels import place_labels
 from circuit_trace.visualize.layout import (
     Box,
@@ -38,7 +36,9 @@ from circuit_trace.visualize.layout import (
     squeezed,
     stacked,
 )
+from circuit_trace.visualize.picture import Picture
 from circuit_trace.visualize.plotly_scale import padding_for, plotly_scale
+from circuit_trace.visualize.style import Style
 from circuit_trace.visualize.text import BREAK, escape, escape_name, text_size, token_label
 
 HAIRLINE = 0.01
@@ -64,53 +64,15 @@ SIDE_GAP = 90
 """Pixels between diagrams side by side: half a node's name stands on either side."""
 NARROWEST = {"h": 540.0, "v": 250.0}
 LABEL_MARGIN = 150
-MOST_SHORT_LABELS = 40
-"""Labels are written on so many links of a figure, the widest; all of them show on hover."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What a figure shows, before any of it has a place.
-
-    `sides` are drawn side by side, each below its heading; one alone has none, "". `hidden` counts
-    the edges left out at each position.
-    """
-
-    graph: Graph
-    sides: Mapping[str, Sequence[DrawnEdge]]
-    titles: Sequence[str] | None
-    note: str
-    legend: Legend
-    hidden: Mapping[int | None, int] = field(default_factory=dict)
-    table: Table | None = None
-
-
-@dataclass(frozen=True)
-class _Content:
-    """The edges of one position, made ready to be placed."""
-
-    seq_idx: int | None
-    drawn: Sequence[DrawnEdge]
-    units: dict[str, tuple[NodeKind, int]]
-    columns: list[int]
-    n_columns: int
-    flows: list[Flow]
-
-    @property
-    def total(self) -> float:
-        """The weight that is side by side where that is most, as Plotly counts."""
-        return 1 / plotly_scale(len(self.columns), self.flows) if self.drawn else 0.0
-
-
-def build_diagram(
-    picture: Picture, *, show_all_seq_pos: bool, layer_spacing: bool, orientation: Orientation
-) -> Diagram:
+def build_diagram(picture: Picture, style: Style) -> Diagram:
     """Lay edges out, a panel per position from the first down, all in one scale of widths.
 
     Sides have their nodes at the same places: those of all their edges together.
     """
-    is_h = orientation == "h"
-    rows = _rows(picture, show_all_seq_pos, layer_spacing, orientation)
+    orientation, is_h = style.orientation, style.orientation == "h"
+    rows = _rows(picture, style)
     scale, step = _scale(rows, orientation), _step(rows, orientation)
     lengths = [step * max(row.whole.n_columns - 1, 1) for row in rows]
     if is_h:
@@ -143,17 +105,15 @@ def build_diagram(
 def lone_panel(
     graph: Graph,
     drawn: Sequence[DrawnEdge],
-    *,
     seq_idx: int | None,
     size: tuple[float, float],
-    layer_spacing: bool,
-    orientation: Orientation,
+    style: Style,
 ) -> tuple[Panel, float]:
     """Lay the edges of one position out so that they fill `size` pixels, and tell the padding that
     makes Plotly draw them so."""
     width, height = size
-    length, breadth = size if orientation == "h" else (height, width)
-    content = _Content.of(seq_idx, drawn, _depths(graph, drawn, layer_spacing))
+    length, breadth = size if style.orientation == "h" else (height, width)
+    content = _Content.of(seq_idx, drawn, _depths(graph, drawn, style.layer_spacing))
     slot = Panel(seq_idx, None, 0.0, 0.0, width, height, 0.0, (), (), (), content.n_columns)
     if not drawn:
         return slot, 0.0
@@ -168,7 +128,7 @@ def lone_panel(
     scale = plotly_scale(count, content.flows, breadth, pad)
     placed = place(content.boxes(length, scale), content.flows, scale, gap)
     placed = squeezed(placed, content.flows, scale, breadth, gap)
-    return _filled(replace(slot, scale=scale), content, placed, orientation), pad
+    return _filled(replace(slot, scale=scale), content, placed, style.orientation), pad
 
 
 @dataclass(frozen=True)
@@ -232,22 +192,20 @@ class _Row:
         ]
 
 
-def _rows(
-    picture: Picture, show_all_seq_pos: bool, layer_spacing: bool, orientation: Orientation
-) -> list[_Row]:
+def _rows(picture: Picture, style: Style) -> list[_Row]:
     """The positions to draw. Panels one above the other share their columns where the flow runs from
     left to right, so that a node stands at one place in all of them."""
     graph = picture.graph
     every = [one for drawn in picture.sides.values() for one in drawn]
     positions = sorted({one.edge.seq_idx for one in every}, key=lambda at: -1 if at is None else at)
-    if show_all_seq_pos:
+    if style.show_all_seq_pos:
         positions = [None] if graph.seq_len is None else list(range(graph.seq_len))
     found = [_by_position(drawn) for drawn in picture.sides.values()]
     rows = []
     for position in positions:
         here = [side.get(position, []) for side in found]
-        shared = every if orientation == "h" else [one for drawn in here for one in drawn]
-        depths = _depths(graph, shared, layer_spacing)
+        shared = every if style.orientation == "h" else [one for drawn in here for one in drawn]
+        depths = _depths(graph, shared, style.layer_spacing)
         sides = tuple(_Content.of(position, drawn, depths) for drawn in here)
         whole = sides[0] if len(sides) == 1 else _Content.of(position, _union(here), depths)
         rows.append(_Row(position, sides, whole))

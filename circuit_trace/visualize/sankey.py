@@ -1,14 +1,13 @@
-"""Render a diagram's specification as a Plotly figure: the only file that imports Plotly."""
+"""Render a diagram's specification as a Plotly figure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
-from circuit_trace.anatomy import NodeKind
+from circuit_trace.visualize.colors import THEMES, Theme, rgba
 from circuit_trace.visualize.companion import FONT_SIZE, HEADER_HEIGHT, ROW_HEIGHT, Table
 from circuit_trace.visualize.diagram import (
     NAME_SIZE,
@@ -22,7 +21,6 @@ from circuit_trace.visualize.diagram import (
     Orientation,
     Panel,
 )
-from circuit_trace.visualize.edges import APPEARED, CURRENT, NEGATIVE, POSITIVE
 from circuit_trace.visualize.layout import NODE_THICKNESS, Flow, Point
 from circuit_trace.visualize.notebook import Figure
 from circuit_trace.visualize.plotly_scale import plotly_scale
@@ -31,51 +29,6 @@ from circuit_trace.visualize.text import BREAK
 HEADING_HEIGHT = 30
 TOP_MARGIN = 22
 FONT = "Helvetica, Arial, sans-serif"
-
-
-@dataclass(frozen=True)
-class Theme:
-    """The colours of a figure: its paper and ink, the lines of a table, what lies behind the labels
-    on links, its nodes by kind, how opaque its links are, and what stands for a link's colour that
-    would be hard to see on this paper."""
-
-    paper: str
-    ink: str
-    rule: str
-    behind_labels: str
-    nodes: Mapping[NodeKind, str]
-    link_alpha: float
-    links: Mapping[str, str] = field(default_factory=dict)
-
-    def link(self, color: str) -> str:
-        """The colour of a link on this paper."""
-        return self.links.get(color, color)
-
-    def mark(self, what: str) -> str:
-        """The colour of a mark of the legend, by a link's colour or a node's kind."""
-        return next((color for kind, color in self.nodes.items() if kind == what), self.link(what))
-
-
-THEMES = {
-    # Nodes are apart from each other and from the links' colours, also to colour-blind eyes.
-    "light": Theme(
-        paper="white",
-        ink="#222222",
-        rule="#E4E4E8",
-        behind_labels="rgba(255, 255, 255, 0.75)",
-        nodes={"embed": "#009E73", "attention": "#6A4C93", "mlp": "#A6761D", "output": "#222222"},
-        link_alpha=0.42,
-    ),
-    "dark": Theme(
-        paper="#16181D",
-        ink="#E8E8E8",
-        rule="#33373F",
-        behind_labels="rgba(22, 24, 29, 0.7)",
-        nodes={"embed": "#2BC495", "attention": "#B79BE0", "mlp": "#D9B44A", "output": "#E8E8E8"},
-        link_alpha=0.62,
-        links={POSITIVE: "#4C9BFF", NEGATIVE: "#FF6B5E", CURRENT: "#A3A3AB", APPEARED: "#3D7BFF"},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -304,11 +257,3 @@ def _words(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
         note = BREAK.join(diagram.note_lines)
         words = [_annotation(0, 0.5, note, xanchor="left", align="left", font={"size": NOTE_SIZE})]
     return words
-
-
-def rgba(color: str, alpha: float) -> str:
-    """A colour `#RRGGBB` for Plotly, as opaque as asked."""
-    if alpha == 1:
-        return color
-    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, {alpha})"

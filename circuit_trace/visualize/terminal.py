@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from circuit_trace.trace import Pair, Trace, pair_of
-from circuit_trace.visualize.edges import BETWEEN, CURRENT, PATCHED, strongest
+from circuit_trace.visualize.colors import BETWEEN, CURRENT, PATCHED
+from circuit_trace.visualize.edges import strongest
 from circuit_trace.visualize.text import mask_text, number, visible
 
 MOST_ROWS = 40

@@ -14,11 +14,14 @@ from torch import Tensor
 import circuit_trace as ct
 from circuit_trace.graph import Graph
 from circuit_trace.plan import Plan, SiteOutput
+from circuit_trace.visualize.caption import SCORE_LEGEND
 from circuit_trace.visualize.diagram import Diagram, Panel
-from circuit_trace.visualize.edges import SCORE_LEGEND, score_edges
+from circuit_trace.visualize.edges import scored_edges
 from circuit_trace.visualize.layout import NODE_THICKNESS
-from circuit_trace.visualize.panels import Picture, build_diagram
+from circuit_trace.visualize.panels import build_diagram
+from circuit_trace.visualize.picture import Picture
 from circuit_trace.visualize.sankey import TOP_MARGIN
+from circuit_trace.visualize.style import Style
 from tests.models import shared
 
 SEQ, BATCH, WIDTH = 6, 2, 5
@@ -128,9 +131,9 @@ def random_scores(
 def score_diagram(values: ct.PruneScores, seq_len: int | None = None, **options: Any) -> Diagram:
     """The specification of a picture of scores."""
     the_graph = graph(seq_len)
-    look = {"show_all_seq_pos": False, "layer_spacing": False, "orientation": "h", **options}
-    drawn = {"": score_edges(the_graph, values, 0.01)}
-    return build_diagram(Picture(the_graph, drawn, None, "note", SCORE_LEGEND), **look)
+    drawn = {"": scored_edges(the_graph, values, 0.01)}
+    picture = Picture(the_graph, drawn, None, "note", SCORE_LEGEND)
+    return build_diagram(picture, Style(**options))
 
 
 @dataclass(frozen=True)

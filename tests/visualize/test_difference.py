@@ -10,9 +10,9 @@ import torch
 
 import circuit_trace as ct
 from circuit_trace.visualize import draw_difference
+from circuit_trace.visualize.caption import DIFFERENCE_LEGEND as LEGEND
+from circuit_trace.visualize.colors import THEMES, rgba
 from circuit_trace.visualize.diagram import Diagram
-from circuit_trace.visualize.difference import LEGEND
-from circuit_trace.visualize.sankey import THEMES, rgba
 from tests.visualize.pictures import (
     SEQ,
     EdgeName,

@@ -23,8 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 import circuit_trace as ct
 from circuit_trace.visualize import draw_seq_graph, net_viz
-from circuit_trace.visualize.edges import PATCHED
-from circuit_trace.visualize.sankey import THEMES, rgba
+from circuit_trace.visualize.colors import PATCHED, THEMES, rgba
 from circuit_trace.visualize.text import token_label
 from circuit_trace.visualize.write import FORMATS
 from tests.models import hooked, tokens

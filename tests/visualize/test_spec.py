@@ -9,9 +9,11 @@ import pytest
 
 import circuit_trace as ct
 from circuit_trace.visualize.diagram import Diagram, Panel
-from circuit_trace.visualize.edges import score_edges
-from circuit_trace.visualize.panels import Picture, build_diagram
+from circuit_trace.visualize.edges import scored_edges
+from circuit_trace.visualize.panels import build_diagram
+from circuit_trace.visualize.picture import Picture
 from circuit_trace.visualize.sankey import figure
+from circuit_trace.visualize.style import Style
 from tests.visualize.pictures import (
     NASTY,
     SEQ,
@@ -156,11 +158,9 @@ def test_positions_share_their_columns() -> None:
 
 @pytest.mark.parametrize("orientation", ["h", "v"])
 def test_an_edge_of_weight_zero_is_thin(orientation: str) -> None:
-    drawn = score_edges(graph(), scores({"Resid Start->A0.1.V": 1.0}), 0.0)
-    diagram = build_diagram(
-        Picture(graph(), {"": drawn}, None, "", ()),
-        show_all_seq_pos=False, layer_spacing=False, orientation=orientation,
-    )  # fmt: skip
+    drawn = scored_edges(graph(), scores({"Resid Start->A0.1.V": 1.0}), 0.0)
+    picture = Picture(graph(), {"": drawn}, None, "", ())
+    diagram = build_diagram(picture, Style(orientation=orientation))
     widths = sorted({link.value for panel in diagram.panels for link in panel.links})
     assert widths == [0.01, 1.0]
 

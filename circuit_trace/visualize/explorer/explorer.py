@@ -12,10 +12,10 @@ from circuit_trace.files import checked_path, writing
 from circuit_trace.graph import whole_number
 from circuit_trace.plan import EdgesArg, PruneScores
 from circuit_trace.trace import BatchIdx, Trace
-from circuit_trace.visualize.edges import score_legend
+from circuit_trace.visualize.caption import score_legend
+from circuit_trace.visualize.colors import theme_named
 from circuit_trace.visualize.explorer.data import specification
 from circuit_trace.visualize.explorer.page import packed, render
-from circuit_trace.visualize.options import theme_named
 
 MAX_EDGES = 2000
 """How many edges a page holds unless more are asked for; some hundred bytes each."""
