@@ -277,7 +277,7 @@ def _filled(slot: Panel, content: _Content, placed: Placed, orientation: Orienta
 
     def in_plot(along: float, across: float) -> Point:
         at = round(along + lead, 2) + 0.0, round(across + shift, 2) + 0.0
-        return at if is_h else at[::-1]
+        return at if is_h else (at[1], at[0])
 
     names = [escape_name(name) for name in content.units]
     name_boxes = [_name_box(box, name, is_h) for box, name in zip(placed.nodes, names, strict=True)]
@@ -287,11 +287,11 @@ def _filled(slot: Panel, content: _Content, placed: Placed, orientation: Orienta
             names, content.units.values(), placed.nodes, name_boxes, strict=True
         )
     )
-    sizes = {
-        number: text_size(one.short, SHORT_SIZE)[:: 1 if is_h else -1]
-        for number, one in enumerate(content.drawn)
-        if one.short
-    }
+    sizes = {}
+    for number, one in enumerate(content.drawn):
+        if one.short:
+            width, height = text_size(one.short, SHORT_SIZE)
+            sizes[number] = (width, height) if is_h else (height, width)
     spots = place_labels(placed, content.flows, sizes, name_boxes)
     links = tuple(
         Link(
