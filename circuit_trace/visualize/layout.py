@@ -28,8 +28,8 @@ CLEAR = 0.5
 """Pixels of nodes behind links that nobody sees."""
 MOST_PASSING = 60
 """Up to so many links nodes keep off the links that pass them; above, there is no room."""
-DENSE_GAP = 2.0
-"""Nodes stand so much further apart then."""
+DENSE_GAP, DENSE_SWEEPS = 2.0, 8
+"""Nodes stand so much further apart then, and settle in so many rounds."""
 LEVEL = 3
 """Decimals of a pixel to which two links are level; of these the earlier edge comes first."""
 
@@ -139,18 +139,11 @@ def squeezed(
     across = [spare + shrink * node.across for node in placed.nodes]
     for members in columns_of(placed.nodes).values():
         members.sort(key=across.__getitem__)
-        free = breadth - sum(placed.nodes[node].breadth for node in members)
+        sized = [(across[node], placed.nodes[node].breadth / 2) for node in members]
+        free = breadth - 2 * sum(half for _, half in sized)
         between = min(gap, max(free, 0.0) / len(members))
-        edge = 0.0
-        for node in members:
-            half = placed.nodes[node].breadth / 2
-            across[node] = max(across[node], edge + between + half)
-            edge = across[node] + half
-        edge = breadth
-        for node in reversed(members):
-            half = placed.nodes[node].breadth / 2
-            across[node] = min(across[node], edge - half)
-            edge = across[node] - half - between
+        for node, at in zip(members, _spread(sized, between, between, breadth), strict=True):
+            across[node] = at
     return stacked(placed.nodes, across, flows, scale)
 
 
@@ -226,6 +219,7 @@ class _Sweeps:
             self.touching[flow.target].append(number)
         is_sparse = len(flows) <= MOST_PASSING
         self.gap *= 1.0 if is_sparse else DENSE_GAP
+        self.sweeps = SWEEPS if is_sparse else DENSE_SWEEPS
         self.passing = {along: self._passing(along) if is_sparse else [] for along in self.columns}
         self.ports: tuple[Point, ...] = ()
         self._stack()
@@ -247,11 +241,11 @@ class _Sweeps:
         them. To move a node bends its links, so that takes rounds; the best of them counts."""
         columns = list(self.columns)
         best, least = list(self.across), inf
-        for sweep in range(SWEEPS + CLEARING):
+        for sweep in range(self.sweeps + CLEARING):
             for column in columns if sweep % 2 else reversed(columns):
-                self._move(self.columns[column], self._walls(column), sweep < SWEEPS)
+                self._move(self.columns[column], self._walls(column), sweep < self.sweeps)
             self._stack()
-            if sweep >= SWEEPS - 1:
+            if sweep >= self.sweeps - 1:
                 hidden = sum(self._hidden(column) for column in columns)
                 if hidden < least:
                     best, least = list(self.across), hidden
@@ -261,10 +255,8 @@ class _Sweeps:
 
     def _stack(self) -> None:
         """Where links leave and enter, counted from the middles of their nodes."""
-        flat = [replace(node, across=0.0) for node in self.nodes]
-        self.ports = link_ends(
-            flat, self.flows, self.scale, stacking_order(self.across, self.flows)
-        )
+        order = stacking_order(self.across, self.flows)
+        self.ports = link_ends(self.nodes, self.flows, self.scale, order)  # all nodes are at 0
 
     def _walls(self, column: float) -> list[Interval]:
         """Where links pass a column, with the distance that they keep."""
@@ -282,18 +274,26 @@ class _Sweeps:
         or as near to that as there is room between the walls."""
         wanted = {node: self._level(node) if is_free else self.across[node] for node in members}
         halves = {node: self.nodes[node].breadth / 2 for node in members}
+        for (low, high), inside in self._rooms(wanted, halves, walls).items():
+            inside.sort(key=wanted.__getitem__)
+            places = _spread([(wanted[n], halves[n]) for n in inside], self.gap, low, high)
+            for node, at in zip(inside, places, strict=True):
+                self.across[node] = at
+
+    def _rooms(
+        self, wanted: dict[int, float], halves: dict[int, float], walls: list[Interval]
+    ) -> dict[Interval, list[int]]:
+        """The intervals between walls with the nodes that go there: the largest choose first."""
+        if not walls:
+            return {(-inf, inf): list(wanted)}
         taken, rooms = list(walls), {}
-        for node in sorted(members, key=lambda node: (-halves[node], wanted[node])):
+        for node in sorted(wanted, key=lambda node: (-halves[node], wanted[node])):
             at = _nearest_free(wanted[node], halves[node], taken)
             taken.append((at - halves[node] - self.gap, at + halves[node] + self.gap))
             low = max((wall[1] for wall in walls if wall[1] < at), default=-inf)
             high = min((wall[0] for wall in walls if wall[0] > at), default=inf)
             rooms.setdefault((low, high), []).append(node)
-        for (low, high), inside in rooms.items():
-            inside.sort(key=wanted.__getitem__)
-            places = _spread([(wanted[n], halves[n]) for n in inside], self.gap, low, high)
-            for node, at in zip(inside, places, strict=True):
-                self.across[node] = at
+        return rooms
 
     def _level(self, node: int) -> float:
         """Where the links of a node would run level, the wide ones before the thin."""

@@ -38,6 +38,10 @@ WITH = st.dictionaries(
 )
 
 
+NAME = {"h": 12, "v": 40}
+"""Pixels before a node, above it or to the left of it, in which its name stands."""
+
+
 def name_rects(diagram: Diagram, panel: Panel) -> list[Rect]:
     return [
         Rect.around(*in_figure(diagram, node.name_at), *text_size(node.name, NAME_SIZE * 1.0))
@@ -184,7 +188,7 @@ def test_one_weight_has_one_width_at_all_positions(orientation: str) -> None:
 
 @pytest.mark.parametrize("orientation", ["h", "v"])
 @pytest.mark.parametrize("seed", range(6))
-def test_nodes_do_not_stand_on_links_that_pass_them(seed: int, orientation: str) -> None:
+def test_nodes_and_names_do_not_stand_on_links_that_pass_them(seed: int, orientation: str) -> None:
     diagram = score_diagram(random_scores(14, seed=seed), orientation=orientation)
     (panel,) = diagram.panels
     axis = 0 if orientation == "h" else 1
@@ -198,4 +202,48 @@ def test_nodes_do_not_stand_on_links_that_pass_them(seed: int, orientation: str)
                 path = [curve(start, end, step / 200) for step in range(201)]
                 middle = min(path, key=lambda point: abs(point[0] - along))[1]
                 half = link.value * panel.scale / 2
-                assert middle + half < low + 1 or middle - half > high - 1
+                assert middle + half < low - NAME[orientation] or middle - half > high - 1
+
+
+@pytest.mark.parametrize("orientation", ["h", "v"])
+@pytest.mark.parametrize("seed", range(4))
+def test_links_of_a_node_lie_in_the_order_of_their_far_ends(seed: int, orientation: str) -> None:
+    (panel,) = score_diagram(random_scores(30, seed), orientation=orientation).panels
+    axis = 1 if orientation == "h" else 0
+    for node in range(len(panel.nodes)):
+        for near, far in (("source", "target"), ("target", "source")):
+            links = [n for n in panel.stacking if getattr(panel.links[n], near) == node]
+            ends = [
+                (round(panel.nodes[getattr(panel.links[n], far)].at[axis], 1), n) for n in links
+            ]
+            assert ends == sorted(ends)  # links between the same two nodes in the edges' order
+
+
+@pytest.mark.parametrize("orientation", ["h", "v"])
+def test_what_a_node_feeds_alike_stands_evenly_around_it(orientation: str) -> None:
+    edges = {f"Resid Start->A0.{head}.V": 1.0 for head in range(4)}
+    (panel,) = score_diagram(scores(edges), orientation=orientation).panels
+    source, *heads = (node.at[1 if orientation == "h" else 0] for node in panel.nodes)
+    assert sum(heads) / 4 == pytest.approx(source, abs=0.1)
+    steps = [other - one for one, other in pairwise(heads)]
+    assert steps == pytest.approx([steps[0]] * 3, abs=0.1)
+    assert [node.name for node in panel.nodes] == ["Resid Start", *(f"A0.{h}" for h in range(4))]
+
+
+@pytest.mark.parametrize("orientation", ["h", "v"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_band_of_a_panel_is_empty(seed: int, orientation: str) -> None:
+    """Edges that nothing joins to the others stand no further from them than names need."""
+    diagram = score_diagram(random_scores(8, seed), orientation=orientation)
+    (panel,) = diagram.panels
+    axis = 1 if orientation == "h" else 0
+    taken = [
+        (rect.top, rect.bottom) if axis else (rect.left, rect.right)
+        for rect in node_rects(diagram, panel)
+    ]
+    for ends in link_ends(diagram, panel):
+        taken.append((min(end[axis] for end in ends), max(end[axis] for end in ends)))
+    reached = min(low for low, _ in taken)
+    for low, high in sorted(taken):
+        assert low - reached < {"h": 30, "v": 90}[orientation]
+        reached = max(reached, high)
