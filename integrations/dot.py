@@ -10,8 +10,8 @@ from typing import Any
 
 from circuit_trace.errors import FormatError
 from circuit_trace.graph import Graph
+from circuit_trace.graph_text import TextArrow, TextGroup, TextNode, attributes, dot, quoted
 from circuit_trace.plan import PruneScores
-from circuit_trace.text import dot_text
 
 from .listing import (
     Listed,
@@ -42,19 +42,20 @@ def write_dot(scores: PruneScores, graph: Graph) -> bytes:
     """The scores as a DOT digraph: facts of the model, nodes, edges with scores, inner connections."""
     listing = listing_of(scores, graph)
     dtype = str(listing.facts["dtype"])
-    lines = ['digraph "circuit" {', "  rankdir=LR;"]
-    lines += [f"  {name}={str(value).lower()};" for name, value in listing.facts.items()]
+    nodes = []
     for name, node in listing.nodes.items():
-        places = [f"{k}={v}" for k in ("layer", "head") if (v := getattr(node, k)) is not None]
-        lines.append(f'  "{dot_text(name)}" [{", ".join([f"kind={node.kind}", *places])}];')
+        places = {k: v for k in ("layer", "head") if (v := getattr(node, k)) is not None}
+        nodes.append(TextNode(name, dot=attributes({"kind": node.kind, **places})))
+    arrows = []
     for src, dest, seq_idx, score in listing.edges:
-        where = "" if seq_idx is None else f", seq_idx={seq_idx}"
         # Quoted: a bare number has no exponent in DOT.
-        said = f'[score="{score_text(score, dtype)}"{where}]'
-        lines.append(f'  "{dot_text(src)}" -> "{dot_text(dest)}" {said};')
-    for src, dest in listing.inner:
-        lines.append(f'  "{dot_text(src)}" -> "{dot_text(dest)}" [inner=true, style=dotted];')
-    return ("\n".join([*lines, "}"]) + "\n").encode()
+        said = {"score": quoted(score_text(score, dtype))}
+        said |= {} if seq_idx is None else {"seq_idx": str(seq_idx)}
+        arrows.append(TextArrow(src, dest, dot=attributes(said)))
+    inner = attributes({"inner": True, "style": "dotted"})
+    arrows += [TextArrow(src, dest, dot=inner) for src, dest in listing.inner]
+    facts = [attributes({name: value}) for name, value in listing.facts.items()]
+    return dot([TextGroup(nodes, arrows)], ["rankdir=LR", *facts]).encode()
 
 
 def read_dot(text: str, graph: Graph | None, *, in_graph: bool = False) -> PruneScores:

@@ -10,8 +10,9 @@ import re
 
 from circuit_trace.errors import FormatError
 from circuit_trace.graph import Graph
+from circuit_trace.graph_text import TextArrow, TextGroup, TextNode, mermaid
 from circuit_trace.plan import PruneScores
-from circuit_trace.text import mermaid_text, plain_of_mermaid, told
+from circuit_trace.text import plain_of_mermaid, told
 
 from .listing import (
     Listed,
@@ -41,13 +42,13 @@ def write_mermaid(scores: PruneScores, graph: Graph) -> bytes:
     ends = {end for src, dest, _, _ in listing.edges for end in (src, dest)}
     inner = [(src, dest) for src, dest in listing.inner if src in ends and dest in ends]
     ids = {name: f"n{at}" for at, name in enumerate(n for n in listing.nodes if n in ends)}
-    lines = ["flowchart LR", f"  %% circuit_trace {facts}"]
-    lines += [f'  {at}["{mermaid_text(name)}"]' for name, at in ids.items()]
+    arrows = []
     for src, dest, seq_idx, score in listing.edges:
         said = score_text(score, dtype) + ("" if seq_idx is None else f" @{seq_idx}")
-        lines.append(f'  {ids[src]} -->|"{said}"| {ids[dest]}')
-    lines += [f"  {ids[src]} -.-> {ids[dest]}" for src, dest in inner]
-    return ("\n".join(lines) + "\n").encode()
+        arrows.append(TextArrow(ids[src], ids[dest], said))
+    arrows += [TextArrow(ids[src], ids[dest], is_dotted=True) for src, dest in inner]
+    group = TextGroup([TextNode(at, name) for name, at in ids.items()], arrows)
+    return mermaid([group], head=[f"%% circuit_trace {facts}"]).encode()
 
 
 def read_mermaid(text: str, graph: Graph | None, *, in_graph: bool = False) -> PruneScores:

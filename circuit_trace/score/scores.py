@@ -50,7 +50,7 @@ class EdgeScores(dict[str, Tensor]):
     >>> round(scores["A1.0->Resid End"], 2), tuple(scores["blocks.1.hook_resid_post"].shape)
     (-7.25, (11,))
     >>> scores.circuit(n_edges=24)
-    <Circuit: 24 edges>
+    <Circuit: 24 edges; 1 dropped, first 'MLP 0->A1.2.V' (-0.716)>
 
     Args:
         scores: The tensors by their modules' names; modules that are left out score 0.

@@ -1,8 +1,9 @@
-"""trace → figure: edges are chosen and labelled, laid out as a specification, then rendered.
+"""trace → picture → diagram → figure: edges are chosen and labelled, laid out in pixels, then rendered.
 
-`options` reads what is asked for, `edges`, `companion` and `text` say what is shown, `layout` and
-`spec` where, `sankey` draws it with Plotly, `write` saves it; `draw` and `difference` do all of it.
-`faithfulness` draws curves instead.
+`style` and `view` read what is asked for, `source` what it is asked of; `edges`, `caption` and
+`companion` say what a `picture` shows, `layout`, `labels` and `panels` where it stands in a `diagram`;
+`sankey` draws that with Plotly, `write` saves it; `draw` and `difference` do all of it. `faithfulness`
+draws curves instead.
 """
 
 from circuit_trace.visualize.difference import draw_difference as draw_difference

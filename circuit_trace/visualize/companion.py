@@ -8,9 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from circuit_trace.record import BatchIdx, arrow, edge_table
-from circuit_trace.trace import Trace
-from circuit_trace.visualize.edges import N_TOKENS, DrawnEdge, LiveStyle
+from circuit_trace.record import arrow, edge_table
+from circuit_trace.visualize.edges import N_TOKENS, DrawnEdge
 from circuit_trace.visualize.text import (
     escape,
     escape_name,
@@ -19,6 +18,7 @@ from circuit_trace.visualize.text import (
     text_size,
     token_label,
 )
+from circuit_trace.visualize.view import View
 
 FONT_SIZE = 11
 ROW_HEIGHT, HEADER_HEIGHT = 30.0, 30.0
@@ -77,29 +77,26 @@ _NUMBERS = {"score", *(name for name, write in _FORMATS.values() if write in (ma
 
 
 def live_table(
-    trace: Trace,
+    view: View,
     drawn: Sequence[DrawnEdge],
     titles: Sequence[str] | None,
-    batch_idx: BatchIdx,
-    style: LiveStyle,
     *,
     are_scores: bool = False,
 ) -> Table:
     """The drawn edges of a traced pass, with their scores where they are drawn for these."""
-    n_tokens = N_TOKENS if style.label == "tokens" else 0
     numbers = edge_table(
-        trace,
+        view.trace,
         [one.edge for one in drawn],
-        batch_idx,
-        direction=style.direction,
-        n_tokens=n_tokens,
-        compare=style.pair,
-        at=style.at,
+        view.batch_idx,
+        direction=view.direction,
+        n_tokens=N_TOKENS if view.label == "tokens" else 0,
+        compare=view.pair,
+        at=view.at,
     )
-    if trace.graph.seq_len is not None:
+    if view.trace.graph.seq_len is not None:
         del numbers["at"]  # it is the edge's position
-    names = {"delta_norm": f"‖Δ‖ {arrow(style.pair)}"} if style.pair else {}
-    if callable(style.label):
+    names = {"delta_norm": f"‖Δ‖ {arrow(view.pair)}"} if view.pair else {}
+    if callable(view.label):
         numbers["label"] = [one.short for one in drawn]
     scores = {"score": [mask_text(one.weight) for one in drawn]} if are_scores else {}
     return _table(drawn, titles, scores | _cells(numbers, names))

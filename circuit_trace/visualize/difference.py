@@ -2,70 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 import torch
 
-from circuit_trace.errors import FigureError, InputError
-from circuit_trace.graph import Graph
+from circuit_trace.engine import Engine
+from circuit_trace.errors import FigureError, FormatError, InputError
+from circuit_trace.graph import Edge, Graph, graph_for
 from circuit_trace.plan import PruneScores, check_scores
-from circuit_trace.record import BatchIdx, Rows, check_same_graph
-from circuit_trace.trace import Trace
-from circuit_trace.visualize.draw import outcome_note, present
-from circuit_trace.visualize.edges import (
+from circuit_trace.record import BatchIdx, Record, RecordDiff, Rows, check_same_graph
+from circuit_trace.visualize.caption import (
+    DIFFERENCE_LEGEND,
+    WHAT_WIDTHS_SAY,
+    outcome_note,
+    widths_say,
+)
+from circuit_trace.visualize.colors import (
     APPEARED,
     CURRENT,
     GREW,
     SHRANK,
     TURNED,
     VANISHED,
+    ThemeName,
+)
+from circuit_trace.visualize.diagram import Orientation
+from circuit_trace.visualize.edges import (
     DrawnEdge,
-    LiveStyle,
-    Width,
     edge_tag,
     numbers_above,
     strongest,
     widths_of,
 )
-from circuit_trace.visualize.options import (
-    MAX_EDGES,
-    WHAT_WIDTHS_SAY,
-    ThemeName,
-    check_max_edges,
-    check_options,
-    live_style,
-    position_titles,
-    theme_named,
-)
-from circuit_trace.visualize.spec import Orientation, build_diagram
+from circuit_trace.visualize.picture import Picture
+from circuit_trace.visualize.present import present
+from circuit_trace.visualize.source import position_titles
+from circuit_trace.visualize.style import MAX_EDGES, Style
 from circuit_trace.visualize.text import BREAK, escape, escape_name, mask_text, number
+from circuit_trace.visualize.view import View, Width
 from circuit_trace.visualize.write import File
-
-if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
 
 SAME = 0.01
 """Sizes that differ by less than this share of the larger one count as unchanged."""
 
-LEGEND = (
-    (APPEARED, "appeared"),
-    (GREW, "grew"),
-    (CURRENT, "unchanged"),
-    (SHRANK, "shrank"),
-    (VANISHED, "vanished"),
-    (TURNED, "changed sign"),
-)
-
 
 def draw_difference(
-    before: Trace | PruneScores,
-    after: Trace | PruneScores,
+    before: Record | PruneScores,
+    after: Record | PruneScores,
     *,
-    model: PatchableModel | Trace | None = None,
+    model: Engine | Record | None = None,
     side_by_side: bool = False,
     names: Sequence[str] = ("before", "after"),
     width: Width | None = None,
@@ -128,89 +117,52 @@ def draw_difference(
     Raises:
         FigureError: The two cannot be compared, or as `draw_seq_graph`.
     """
-    check_options(score_threshold, orientation)
-    check_max_edges(max_edges)
+    style = Style(score_threshold, show_all_seq_pos, layer_spacing, orientation, max_edges, theme)
     file = File.asked_for(file_path, include_plotlyjs, page_width)
-    colors = theme_named(theme)
     names = _names(names)
     graph = _graph(before, after, model)
-    titles = None
-    if isinstance(before, Trace) and isinstance(after, Trace):
+    asked = {"width": width, "direction": direction, "compare": compare}
+    if isinstance(before, Record) and isinstance(after, Record):
         titles = _titles(graph, (before, after), seq_labels, batch_idx)
-        found, firsts, seconds, what = _flows(before, after, width, direction, compare, batch_idx)
-    else:
-        if any(one is not None for one in (width, direction, compare)):
-            raise FigureError(
-                "width, direction and compare are for traces; scores are compared themselves."
-            )
-        found, firsts, seconds = _scores(graph, before, after)
-        what, titles = "|score|", position_titles(graph, None, seq_labels, batch_idx)
-    pairs = list(zip(firsts, seconds, strict=True))
-    reaching = [
-        place
-        for place, pair in enumerate(pairs)
-        if max(map(abs, pair)) >= max(score_threshold, 1e-30)
-    ]
-    kept = [reaching[n] for n in strongest([_rank(pairs[p]) for p in reaching], max_edges)]
-    union, sides = [], ([], [])
-    for place in kept:
-        pair = pairs[place]
-        one = _drawn(graph, found[place], pair, score_threshold)
-        union.append(one)
-        for side, value in zip(sides, pair, strict=True):
-            if abs(value) >= score_threshold:
-                short = edge_tag(one.edge) + _text(value)
-                side.append(replace(one, weight=value, short=short))
-    shown = {names[0]: sides[0], names[1]: sides[1]} if side_by_side else {"": union}
-    note = f"Width: {what}"
-    if not side_by_side:
-        note += f", the larger of both. On each edge: {escape(names[0])}→{escape(names[1])}"
-    note += "."
-    if isinstance(after, Trace) and after.batch > 1:
-        which = (
-            "Means over the batch" if batch_idx == "mean" else f"Prompt {batch_idx} of the batch"
+        compared = _flows(before, after, batch_idx, asked)
+    elif any(one is not None for one in asked.values()):
+        raise FigureError(
+            "width, direction and compare are for traces; scores are compared themselves."
         )
-        note += f" {which} of {after.batch}."
-    if not kept:
-        note = f"Nothing reaches {mask_text(score_threshold)} in either."
-    for name, side in zip(names, (before, after), strict=True):
-        if isinstance(side, Trace) and side.outcome is not None:
-            note += f" {escape(name)}: {outcome_note(side).strip()}"
-    n_left_out = len(reaching) - len(kept)
+    else:
+        titles = position_titles(graph, None, seq_labels, batch_idx)
+        compared = _Compared.scores(graph, before, after, "|score|")
+    reaching = compared.above(score_threshold)
+    kept = reaching.most_changed(max_edges)
+    sides = _sides(graph, kept, names, score_threshold, side_by_side)
+    note = _note(kept, names, (before, after), style, batch_idx, side_by_side)
+    n_left_out = len(reaching.numbers) - len(kept.numbers)
     if n_left_out:
         note += f" Not drawn: {n_left_out:,} edges that change less (max_edges={max_edges})."
-    diagram = build_diagram(
-        graph,
-        shown,
-        titles=titles,
-        show_all_seq_pos=show_all_seq_pos,
-        layer_spacing=layer_spacing,
-        orientation=orientation,
-        note=note,
-        legend=LEGEND,
-    )
-    return present(diagram, colors, display_ipython, file)
+    picture = Picture(graph, sides, titles, note, DIFFERENCE_LEGEND)
+    return present(picture, style, display_ipython, file)
 
 
 def _graph(before: Any, after: Any, model: Any) -> Graph:
-    if isinstance(before, Trace) != isinstance(after, Trace):
+    if isinstance(before, Record) != isinstance(after, Record):
         raise FigureError("Compare two traces, or two sets of scores; got one of each.")
-    if isinstance(before, Trace):
+    if isinstance(before, Record):
         try:
             check_same_graph(before, after)
         except InputError as error:
             raise FigureError(str(error)) from error
         return after.graph
-    graph = model if isinstance(model, Graph) else getattr(model, "graph", None)
-    if not isinstance(graph, Graph):
+    try:
+        return graph_for(before, model)
+    except (FormatError, InputError) as error:
         raise FigureError(
-            "Scores need the model that they belong to: draw_difference(before, after, model=model)."
-        )
-    return graph
+            "Scores that do not tell their model need it: draw_difference(before, after, model=model). "
+            f"{error}"
+        ) from error
 
 
 def _titles(
-    graph: Graph, traces: Sequence[Trace], seq_labels: Sequence[str] | None, batch_idx: BatchIdx
+    graph: Graph, traces: Sequence[Record], seq_labels: Sequence[str] | None, batch_idx: BatchIdx
 ) -> Sequence[str] | None:
     """The labels of the positions; where the two prompts differ, both tokens."""
     every = [position_titles(graph, trace, seq_labels, batch_idx) for trace in traces]
@@ -228,59 +180,135 @@ def _names(names: Any) -> tuple[str, str]:
     return listed[0], listed[1]
 
 
-Compared = tuple[list[int], list[float], list[float]]
-"""Numbers of edges, and their values in the first and the second."""
+@dataclass(frozen=True)
+class _Compared:
+    """Edges by their numbers, with the values of each in the first and the second, and what these
+    are."""
 
+    numbers: list[int]
+    pairs: list[tuple[float, float]]
+    what: str
 
-def _scores(graph: Graph, before: Any, after: Any) -> Compared:
-    checked = [
-        check_scores(graph, scores, f"The {which} scores")
-        for which, scores in (("first", before), ("second", after))
-    ]
-    maps = [dict(zip(*numbers_above(graph, one, 0.0), strict=True)) for one in checked]
-    found = sorted(n for n in maps[0].keys() | maps[1].keys() if any(m.get(n) for m in maps))
-    first, second = ([values.get(n, 0.0) for n in found] for values in maps)
-    return found, first, second
+    @classmethod
+    def scores(cls, graph: Graph, before: Any, after: Any, what: str) -> _Compared:
+        """Two sets of scores, at the edges that either has."""
+        checked = [
+            check_scores(graph, scores, f"The {which} scores")
+            for which, scores in (("first", before), ("second", after))
+        ]
+        maps = [dict(zip(*numbers_above(graph, one, 0.0), strict=True)) for one in checked]
+        found = sorted(n for n in maps[0].keys() | maps[1].keys() if any(m.get(n) for m in maps))
+        return cls(found, [(maps[0].get(n, 0.0), maps[1].get(n, 0.0)) for n in found], what)
+
+    def at(self, places: Iterable[int]) -> _Compared:
+        """Some of them."""
+        chosen = list(places)
+        return _Compared(
+            [self.numbers[n] for n in chosen], [self.pairs[n] for n in chosen], self.what
+        )
+
+    def above(self, threshold: float) -> _Compared:
+        """Those that reach the threshold in either."""
+        least = max(threshold, 1e-30)
+        return self.at(n for n, pair in enumerate(self.pairs) if max(map(abs, pair)) >= least)
+
+    def most_changed(self, most: int | None) -> _Compared:
+        """At most so many, those that change most."""
+        return self.at(strongest([_rank(pair) for pair in self.pairs], most))
 
 
 def _flows(
-    before: Trace, after: Trace, width: Any, direction: Any, compare: Any, batch_idx: BatchIdx
-) -> tuple[list[int], list[float], list[float], str]:
-    masks = _scores(after.graph, before.masks, after.masks)
+    before: Record, after: Record, batch_idx: BatchIdx, asked: Mapping[str, Any]
+) -> _Compared:
+    """What flowed along the edges that either pass patched or named, or their masks."""
+    masks = _Compared.scores(after.graph, before.masks, after.masks, WHAT_WIDTHS_SAY["mask"])
+    width = asked["width"]
     if width is None:
         is_patched = before.patched is not None and after.patched is not None
         width = "delta" if is_patched else "received"
-        width = "mask" if masks[1] != masks[2] else width
+        width = "mask" if any(one != other for one, other in masks.pairs) else width
     if width == "mask":
-        return *masks, WHAT_WIDTHS_SAY["mask"]
-    values: list[list[float]] = []
-    is_change = width in ("delta", "projection") and (before.patched or after.patched)
+        return masks
     found = sorted({n for trace in (before, after) for n in trace.edges.numbers})
     found = found or list(range(after.graph.n_edges))
     edges = [after.graph.edge_at(n) for n in found]
-    where = before.diff(after).changed_most(Rows.of(after.graph, edges), batch_idx)
-    style = LiveStyle()
+    where = RecordDiff(before, after).changed_most(Rows.of(after.graph, edges), batch_idx)
+    values, what = [], ""
+    is_change = width in ("delta", "projection") and (before.patched or after.patched)
     for which, trace in (("first", before), ("second", after)):
         if is_change and trace.patched is None:  # nothing was changed along any edge
             values.append([0.0] * len(edges))
             continue
-        style = replace(live_style(trace, None, None, width, direction, compare), at=where)
-        widths = widths_of(style.numbers(trace, edges, batch_idx), style).double()
-        if not bool(widths.isfinite().all()):
-            place = int(widths.isfinite().int().argmin())
-            raise FigureError(
-                f"Cannot compare {width!r}: in the {which} pass it is {float(widths[place])} for the "
-                f"edge {str(edges[place])!r}."
-            )
-        values.append(widths.tolist())
-    name = "" if style.direction is None else style.direction.name
-    first, second = style.pair or ("", "current")
-    what = WHAT_WIDTHS_SAY[width].format(direction=name, before=first, after=second)
-    if width == "projection" and style.pair is None:
-        what = f"|current along {name}|"
+        view = replace(View.of(trace, batch_idx, **{**asked, "width": width}), at=where)
+        values.append(_finite_widths(view, edges, which))
+        what = widths_say(view)
     if after.graph.seq_len is None:
         what += " at the position where what the edge carries changed most"
-    return found, values[0], values[1], what
+    return _Compared(found, list(zip(*values, strict=True)), what)
+
+
+def _finite_widths(view: View, edges: Sequence[Edge], which: str) -> list[float]:
+    widths = widths_of(view.numbers(edges), view).double()
+    if not bool(widths.isfinite().all()):
+        place = int(widths.isfinite().int().argmin())
+        raise FigureError(
+            f"Cannot compare {view.width!r}: in the {which} pass it is {float(widths[place])} for the "
+            f"edge {str(edges[place])!r}."
+        )
+    return widths.tolist()
+
+
+def _sides(
+    graph: Graph,
+    compared: _Compared,
+    names: tuple[str, str],
+    threshold: float,
+    side_by_side: bool,
+) -> dict[str, list[DrawnEdge]]:
+    """What is drawn: each edge once with both values, or on each side where its value reaches the
+    threshold."""
+    pairs = compared.pairs
+    union = [
+        _drawn(graph, number, pair, threshold)
+        for number, pair in zip(compared.numbers, pairs, strict=True)
+    ]
+    if not side_by_side:
+        return {"": union}
+    return {
+        name: [
+            replace(one, weight=pair[side], short=edge_tag(one.edge) + _text(pair[side]))
+            for one, pair in zip(union, pairs, strict=True)
+            if abs(pair[side]) >= threshold
+        ]
+        for side, name in enumerate(names)
+    }
+
+
+def _note(
+    compared: _Compared,
+    names: tuple[str, str],
+    sides: Sequence[Any],
+    style: Style,
+    batch_idx: BatchIdx,
+    side_by_side: bool,
+) -> str:
+    """What widths and labels say, and what came of each pass."""
+    note = f"Width: {compared.what}"
+    if not side_by_side:
+        note += f", the larger of both. On each edge: {escape(names[0])}→{escape(names[1])}"
+    note += "."
+    after = sides[1]
+    if isinstance(after, Record) and after.batch > 1:
+        which = (
+            "Means over the batch" if batch_idx == "mean" else f"Prompt {batch_idx} of the batch"
+        )
+        note += f" {which} of {after.batch}."
+    if not compared.numbers:
+        note = f"Nothing reaches {mask_text(style.score_threshold)} in either."
+    for name, side in zip(names, sides, strict=True):
+        if isinstance(side, Record) and side.outcome is not None:
+            note += f" {escape(name)}: {outcome_note(side).strip()}"
+    return note
 
 
 def _rank(values: tuple[float, float]) -> float:
@@ -293,7 +321,7 @@ def _drawn(graph: Graph, number: int, values: tuple[float, float], threshold: fl
     edge = graph.edge_at(number)
     change = f"{_text(values[0])}→{_text(values[1])}"
     color = _color(*values, threshold)
-    said = f"{dict(LEGEND)[color]}: {change}"
+    said = f"{dict(DIFFERENCE_LEGEND)[color]}: {change}"
     label = BREAK.join([escape_name(edge.name), said])
     short = edge_tag(edge) + change
     return DrawnEdge(edge, max(values, key=abs), label, short, color, _rank(values))

@@ -5,25 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import torch
 
 from circuit_trace.graph import Edge, Graph
 from circuit_trace.plan import PruneScores, check_scores
 from circuit_trace.record import (
-    BatchIdx,
-    Direction,
     EdgeFlow,
     EdgeNumbers,
     Pair,
+    Record,
     Tokens,
     arrow,
-    edge_numbers,
     is_rounding,
     top_tokens,
 )
-from circuit_trace.trace import Trace
+from circuit_trace.visualize.colors import (
+    BETWEEN,
+    CURRENT,
+    NEGATIVE,
+    PATCHED,
+    POSITIVE,
+    ZERO,
+)
 from circuit_trace.visualize.text import (
     BREAK,
     escape,
@@ -33,39 +37,14 @@ from circuit_trace.visualize.text import (
     token_label,
     vector_text,
 )
+from circuit_trace.visualize.view import View
 
+MOST_SHORT_LABELS = 40
+"""Labels are written on so many links of a figure, the widest; all of them show on hover."""
 N_VALUES = 4
 """How many values of a vector a label shows."""
 N_TOKENS = 5
 """How many tokens that an output promotes, and suppresses, are listed on hover."""
-
-PATCHED = "#D55E00"  # vermilion, from the colour-blind safe palette of Okabe & Ito
-BETWEEN = "#E69F00"  # orange, from the same
-CURRENT = "#6E6E6E"
-POSITIVE = "#005AC8"
-NEGATIVE = "#CC1E1E"
-ZERO = "#808080"
-# What changed between two pictures, from the same palette.
-APPEARED, GREW, SHRANK, VANISHED = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
-TURNED = "#CC79A7"
-
-LIVE_LEGEND = (
-    (PATCHED, "patched (mask 1)"),
-    (BETWEEN, "another mask"),
-    (CURRENT, "current (mask 0)"),
-)
-PROJECTION_LEGEND = (
-    (POSITIVE, "the change adds along {direction}"),
-    (NEGATIVE, "the change takes away along {direction}"),
-    (ZERO, "no change along it"),
-)
-CURRENT_PROJECTION_LEGEND = (
-    (POSITIVE, "points along {direction}"),
-    (NEGATIVE, "points against {direction}"),
-    (ZERO, "neither"),
-)
-SCORE_LEGEND = ((POSITIVE, "positive score"), (NEGATIVE, "negative score"), (ZERO, "zero"))
-CIRCUIT_LEGEND = ((POSITIVE, "in the circuit"),)
 
 
 @dataclass(frozen=True)
@@ -79,33 +58,6 @@ class DrawnEdge:
     short: str
     color: str
     rank: float
-
-
-Label = Literal["norms", "cosine", "projection", "tokens", "values"] | Callable[[EdgeFlow], str]
-"""What the label of an edge of a traced pass says."""
-Width = Literal["mask", "delta", "received", "projection"]
-"""What the width of an edge of a traced pass stands for."""
-
-
-@dataclass(frozen=True, eq=False)
-class LiveStyle:
-    """What the edges of a traced pass say and how wide they are, what outputs are projected on, which
-    two are compared, and at which position of a model without positions (see `edge_numbers`)."""
-
-    label: Label = "norms"
-    width: Width = "mask"
-    direction: Direction | None = None
-    pair: Pair | None = None
-    at: Any = None
-
-    def numbers(
-        self, trace: Trace, edges: Sequence[Edge], batch_idx: BatchIdx, n_values: int = 0
-    ) -> EdgeNumbers:
-        """The numbers of some edges, as this style looks at them."""
-        return edge_numbers(trace, edges, batch_idx, n_values, self.direction, self.pair, self.at)
-
-
-PLAIN = LiveStyle()
 
 
 def numbers_above(
@@ -169,20 +121,12 @@ def score_numbers(graph: Graph, scores: PruneScores | None, threshold: float) ->
     return numbers_above(graph, check_scores(graph, scores, "The prune scores"), threshold)[0]
 
 
-def score_legend(scores: PruneScores | None) -> tuple[tuple[str, str], ...]:
-    """What the colours of scores mean; what their signs do to the metric where they know it."""
-    signs = getattr(scores, "signs", None)
-    if signs is None:
-        return SCORE_LEGEND
-    return (POSITIVE, escape(signs[0])), (NEGATIVE, escape(signs[1])), (ZERO, "zero")
-
-
 def is_circuit(weights: Sequence[float]) -> bool:
     """Whether scores say nothing but which edges are in a circuit."""
     return len(weights) > 1 and all(weight == 1 for weight in weights)
 
 
-def score_edges(
+def scored_edges(
     graph: Graph,
     scores: PruneScores,
     threshold: float,
@@ -212,25 +156,21 @@ def score_edges(
 
 
 def live_edges(
-    trace: Trace,
-    threshold: float,
-    batch_idx: BatchIdx,
-    style: LiveStyle = PLAIN,
-    max_edges: int | None = None,
-    among: Set[int] | None = None,
+    view: View, threshold: float, max_edges: int | None = None, among: Set[int] | None = None
 ) -> list[DrawnEdge]:
     """The edges of a traced pass whose |mask| reaches the threshold, and those named at mask 0, or
     those kept where all else was patched, labelled with what flowed along them. Too many are cut down
     to those of the highest ranks."""
+    trace = view.trace
     found = live_numbers(trace, threshold)
     edges = [trace.graph.edge_at(one) for one in found if among is None or one in among]
     if max_edges is not None and len(edges) > max_edges:
-        ranks = _ranks(style.numbers(trace, edges, batch_idx), style)
+        ranks = _ranks(view.numbers(edges), view)
         edges = [edges[place] for place in strongest(ranks, max_edges)]
-    return label_live(trace, edges, batch_idx, style)
+    return label_live(view, edges)
 
 
-def live_numbers(trace: Trace, threshold: float) -> list[int]:
+def live_numbers(trace: Record, threshold: float) -> list[int]:
     """The numbers of the edges of a traced pass that a picture shows."""
     if trace.keeps:
         return list(trace.edges.numbers)
@@ -238,69 +178,118 @@ def live_numbers(trace: Trace, threshold: float) -> list[int]:
     return sorted({*above, *_named_at_zero(trace)})
 
 
-def _named_at_zero(trace: Trace) -> set[int]:
+def _named_at_zero(trace: Record) -> set[int]:
     """The edges that were asked for by name and not patched: what they carry was asked for too."""
     named = {number for plan in trace.plans for number in plan.named}
     return named - {number for plan in trace.plans for number in plan.patched_numbers()}
 
 
-def _ranks(numbers: EdgeNumbers, style: LiveStyle) -> torch.Tensor:
+def _ranks(numbers: EdgeNumbers, view: View) -> torch.Tensor:
     """The widths, and by a hair those that change more before those that change less."""
-    widths = widths_of(numbers, style).double().abs().nan_to_num(0.0, 0.0, 0.0)
+    widths = widths_of(numbers, view).double().abs().nan_to_num(0.0, 0.0, 0.0)
     change = numbers.current_norm if numbers.pair is None else numbers.delta_norm
     change = change.double().nan_to_num(0.0, 0.0, 0.0)
     return widths + 1e-9 * widths.max().clamp_min(1e-9) * change / change.max().clamp_min(1e-30)
 
 
-def label_live(
-    trace: Trace, edges: list[Edge], batch_idx: BatchIdx, style: LiveStyle = PLAIN
-) -> list[DrawnEdge]:
+@dataclass(frozen=True)
+class _Row:
+    """What is known of one edge of a traced pass: its numbers by name, the first values that it
+    carried, where its numbers are taken, its tokens where they are asked for, and what a function of
+    the user's says of it."""
+
+    edge: Edge
+    numbers: dict[str, float]
+    values: str
+    at: int
+    tokens: tuple[Tokens, Tokens] | None
+    own: str | None
+
+    @property
+    def mask(self) -> float:
+        """How far the edge is patched."""
+        return self.numbers["mask"]
+
+
+def label_live(view: View, edges: Sequence[Edge]) -> list[DrawnEdge]:
     """Label edges with their norms, the first values of what is shown, and their mask."""
     if not edges:
         return []
-    numbers = style.numbers(trace, edges, batch_idx, N_VALUES)
+    numbers = view.numbers(edges, N_VALUES)
+    widths = torch.nan_to_num(widths_of(numbers, view), nan=0.0, posinf=0.0, neginf=0.0).tolist()
+    rows = _rows(view, edges, numbers)
+    ranks, is_kept = _ranks(numbers, view).tolist(), view.trace.keeps and view.width == "mask"
+    return [
+        DrawnEdge(
+            row.edge,
+            1 - width if is_kept else width,
+            _label(view, row, numbers.pair),
+            edge_tag(row.edge) + _short(view, row),
+            _sign_color(width) if view.width == "projection" else _mask_color(row.mask),
+            rank,
+        )
+        for row, width, rank in zip(rows, widths, ranks, strict=True)
+    ]
+
+
+def _rows(view: View, edges: Sequence[Edge], numbers: EdgeNumbers) -> list[_Row]:
+    columns, total = _columns(numbers), view.trace.current.sites[0].d_model
     values, at = numbers.received_values.tolist(), numbers.at.tolist()
-    total = trace.current.sites[0].d_model
-    widths = torch.nan_to_num(widths_of(numbers, style), nan=0.0, posinf=0.0, neginf=0.0).tolist()
-    columns, ranks = _columns(numbers), _ranks(numbers, style).tolist()
-    tokens = None
-    if style.label == "tokens":
-        tokens = top_tokens(trace, edges, batch_idx, N_TOKENS, numbers.pair, numbers.at)
-    drawn = []
-    for row, edge in enumerate(edges):
-        numbers_of = {name: column[row] for name, column in columns.items()}
-        weight = numbers_of["mask"]
-        what = "patched" if weight == 1 else "current" if weight == 0 else "received"
-        first = vector_text(values[row], total)
-        where = place_of(edge, at[row])
-        lines = [escape_name(edge.name), f"{what} {first}", *_norms_lines(numbers_of, numbers.pair)]
-        if where:
-            lines.append(f"numbers of {where}")
-        if style.direction is not None:
-            name = escape(style.direction.name)
-            lines.append(f"projection {_change(numbers_of, 'projection')} on {name}")
-        if callable(style.label):
-            own = escape(str(style.label(trace.edge(edge.name, edge.seq_idx))))
-            lines.append(own)
-        elif tokens is not None:
-            own = _short_tokens(*tokens[row])
-            lines += _token_lines(*tokens[row])
-        elif style.label == "values":
-            own = first
-        else:
-            own = _SHORT[style.label](numbers_of)
-        if where and at[row] >= 0 and not callable(style.label):
-            own += f" @{at[row]}"
-        if weight not in (0, 1) and not callable(style.label):
-            own += f" ({mask_text(weight)})"
-        lines.append(f"mask {mask_text(weight)}")
-        by_sign = style.width == "projection"
-        color = PATCHED if weight == 1 else CURRENT if weight == 0 else BETWEEN
-        color = _sign_color(widths[row]) if by_sign else color
-        short = edge_tag(edge) + own
-        width = 1 - widths[row] if trace.keeps and style.width == "mask" else widths[row]
-        drawn.append(DrawnEdge(edge, width, BREAK.join(lines), short, color, ranks[row]))
-    return drawn
+    tokens: Sequence[tuple[Tokens, Tokens] | None] = [None] * len(edges)
+    if view.label == "tokens":
+        tokens = top_tokens(view.trace, edges, view.batch_idx, N_TOKENS, numbers.pair, numbers.at)
+
+    def own(edge: Edge) -> str | None:
+        if not callable(view.label):
+            return None
+        return escape(str(view.label(EdgeFlow(view.trace, edge))))
+
+    return [
+        _Row(
+            edge,
+            {name: column[place] for name, column in columns.items()},
+            vector_text(values[place], total),
+            at[place],
+            tokens[place],
+            own(edge),
+        )
+        for place, edge in enumerate(edges)
+    ]
+
+
+def _label(view: View, row: _Row, pair: Pair | None) -> str:
+    """All that is said about an edge, a thing a line."""
+    what = "patched" if row.mask == 1 else "current" if row.mask == 0 else "received"
+    lines = [
+        escape_name(row.edge.name),
+        f"{what} {row.values}",
+        *_norms_lines(row.numbers, pair),
+    ]
+    if where := place_of(row.edge, row.at):
+        lines.append(f"numbers of {where}")
+    if view.direction is not None:
+        name = escape(view.direction.name)
+        lines.append(f"projection {_change(row.numbers, 'projection')} on {name}")
+    if row.own is not None:
+        lines.append(row.own)
+    elif row.tokens is not None:
+        lines += _token_lines(*row.tokens)
+    return BREAK.join([*lines, f"mask {mask_text(row.mask)}"])
+
+
+def _short(view: View, row: _Row) -> str:
+    """What is written on an edge: what the view's label says, and where and how far it is patched."""
+    if row.own is not None:
+        return row.own
+    if row.tokens is not None:
+        said = _short_tokens(*row.tokens)
+    elif view.label == "values":
+        said = row.values
+    else:
+        said = _SHORT[str(view.label)](row.numbers)
+    if row.edge.seq_idx is None and row.at >= 0:
+        said += f" @{row.at}"
+    return said if row.mask in (0, 1) else f"{said} ({mask_text(row.mask)})"
 
 
 def place_of(edge: Edge, at: int) -> str:
@@ -310,15 +299,11 @@ def place_of(edge: Edge, at: int) -> str:
     return f"position {at}" if at >= 0 else "each prompt's last position"
 
 
-def beside_scores(
-    trace: Trace, scored: Sequence[DrawnEdge], batch_idx: BatchIdx, style: LiveStyle = PLAIN
-) -> list[DrawnEdge]:
+def beside_scores(view: View, scored: Sequence[DrawnEdge]) -> list[DrawnEdge]:
     """The edges of drawn scores as a traced pass has them, as wide as their scores."""
-    trace.check_batch_idx(batch_idx)
-    live = label_live(trace, [one.edge for one in scored], batch_idx, style)
     return [
         replace(one, weight=score.weight, rank=score.rank)
-        for one, score in zip(live, scored, strict=True)
+        for one, score in zip(label_live(view, [one.edge for one in scored]), scored, strict=True)
     ]
 
 
@@ -362,13 +347,13 @@ def _columns(numbers: EdgeNumbers) -> dict[str, list[float]]:
     return {name: column.tolist() for name, column in columns.items() if column is not None}
 
 
-def widths_of(numbers: EdgeNumbers, style: LiveStyle) -> torch.Tensor:
+def widths_of(numbers: EdgeNumbers, view: View) -> torch.Tensor:
     """What an edge's width stands for; 0 where a change is rounding alone."""
-    if style.width == "received":
+    if view.width == "received":
         return numbers.received_norm
-    if style.width == "mask":
+    if view.width == "mask":
         return numbers.mask
-    width = numbers.delta_norm if style.width == "delta" else numbers.projected
+    width = numbers.delta_norm if view.width == "delta" else numbers.projected
     if numbers.pair is None:
         return width
     return width.masked_fill(
@@ -406,6 +391,10 @@ _SHORT: dict[str, Callable[[dict[str, float]], str]] = {
     "cosine": lambda numbers: number(numbers.get("cosine", math.nan)),
     "projection": lambda numbers: _change(numbers, "projection"),
 }
+
+
+def _mask_color(mask: float) -> str:
+    return PATCHED if mask == 1 else CURRENT if mask == 0 else BETWEEN
 
 
 def _sign_color(weight: float) -> str:

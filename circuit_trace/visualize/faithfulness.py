@@ -1,4 +1,4 @@
-"""Faithfulness over the size of the circuit, as a Plotly figure: one curve, or several to compare."""
+"""Curve over the size of the circuit, as a Plotly figure: one curve, or several to compare."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError, InputError
-from circuit_trace.score.faithfulness import Faithfulness
+from circuit_trace.record.curve import Curve
+from circuit_trace.visualize.colors import Theme, ThemeName, rgba, theme_named
 from circuit_trace.visualize.notebook import Figure, show_in_ipython
-from circuit_trace.visualize.options import ThemeName, check_size, theme_named
-from circuit_trace.visualize.sankey import FONT, Theme, rgba
+from circuit_trace.visualize.sankey import FONT
+from circuit_trace.visualize.style import check_size
 from circuit_trace.visualize.text import escape
 from circuit_trace.visualize.write import File, write
 
@@ -50,7 +51,7 @@ LINE_HEIGHT = 20
 
 
 def draw_faithfulness(
-    curves: Faithfulness | Mapping[str, Faithfulness],
+    curves: Curve | Mapping[str, Curve],
     *,
     log: bool = True,
     size: tuple[float, float] = (620, 400),
@@ -89,7 +90,7 @@ def draw_faithfulness(
     file = File.asked_for(file_path, include_plotlyjs, page_width)
     colors = theme_named(theme)
     check_size(size)
-    named = {"": curves} if isinstance(curves, Faithfulness) else curves
+    named = {"": curves} if isinstance(curves, Curve) else curves
     _check(named)
     figure = Figure(layout=_layout(named, colors, size, log))
     for place, (name, curve) in enumerate(named.items()):
@@ -106,7 +107,7 @@ def _check(curves: Any) -> None:
     if (
         not isinstance(curves, Mapping)
         or not curves
-        or not all(isinstance(one, Faithfulness) for one in curves.values())
+        or not all(isinstance(one, Curve) for one in curves.values())
     ):
         raise FigureError(
             "Expected what ct.faithfulness returned, or a mapping from names to several of these; got "
@@ -130,9 +131,7 @@ def _check(curves: Any) -> None:
             raise FigureError(str(error)) from error
 
 
-def _curve(
-    name: str, curve: Faithfulness, color: str, symbol: str
-) -> tuple[go.Scatter, go.Scatter]:
+def _curve(name: str, curve: Curve, color: str, symbol: str) -> tuple[go.Scatter, go.Scatter]:
     """The band of the standard error and the line on it."""
     errors = (curve.standard_error / abs(curve.span)).nan_to_num(0).tolist()
     heights, means = curve.faithfulness.tolist(), curve.mean.tolist()
@@ -166,7 +165,7 @@ def _curve(
     return band, line
 
 
-def _with_areas(name: str, curve: Faithfulness) -> str:
+def _with_areas(name: str, curve: Curve) -> str:
     """The curve's name in the legend, with its areas where they are those of all sizes."""
     if curve.patch != "complement" or len(curve.fractions) < 2 or curve.fractions[-1] < 1:
         return escape(name)
@@ -175,7 +174,7 @@ def _with_areas(name: str, curve: Faithfulness) -> str:
 
 
 def _layout(
-    curves: Mapping[str, Faithfulness], theme: Theme, size: tuple[float, float], log: bool
+    curves: Mapping[str, Curve], theme: Theme, size: tuple[float, float], log: bool
 ) -> go.Layout:
     line = {"showgrid": False, "zeroline": False, "showline": True, "linecolor": theme.ink}
     ticks = {"ticks": "outside", "tickcolor": theme.ink}
@@ -240,11 +239,11 @@ def _level(height: float, theme: Theme) -> dict[str, Any]:
     }
 
 
-def _all_edges(curves: Mapping[str, Faithfulness]) -> str:
+def _all_edges(curves: Mapping[str, Curve]) -> str:
     numbers = {curve.n_all for curve in curves.values()}
     return f"{numbers.pop():,}" if len(numbers) == 1 else "all"
 
 
-def _metrics(curves: Mapping[str, Faithfulness]) -> str:
+def _metrics(curves: Mapping[str, Curve]) -> str:
     names = dict.fromkeys(curve.metric for curve in curves.values())
     return escape(", ".join(name.replace("_", " ") for name in names))

@@ -1,44 +1,49 @@
-"""Where nodes stand, and where labels go on links, in pixels of one panel.
+"""Where nodes stand, and where links leave and enter them, in pixels of one panel.
 
-Node heights and the order of links at a node are Plotly's own (`plotly_layout`); columns keep its
-order of nodes too, so that links are stacked as their far ends stand. "Along" and "across" are
-meant with the flow: x and y where it runs from left to right.
+Plotly draws nodes where it is told and stacks links at them in the order that they are given
+(`sort="input"`); both are decided here. "Along" and "across" are meant with the flow: x and y where
+it runs from left to right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-
-from circuit_trace.visualize.plotly_layout import (
-    LARGEST_PADDING,
-    Flow,
-    Stacking,
-    node_values,
-    plotly_columns,
-)
+from math import asinh, inf, sinh
 
 NODE_THICKNESS = 12
 """Extent of a node along the flow, in pixels."""
 
 PASSING_GAP = 6
-"""Distance that a link passing a column keeps from the nodes in it."""
+"""Distance that a link passing a column keeps from the nodes in it, besides room for their names."""
+NAME_ROOM = 0.5
+"""A name's share of the gap before its node: a passing link leaves it free."""
 
-CLEARING_ROUNDS = 12
-MOST_CLEARED = 60
-"""Up to so many links nodes are moved off the links that pass them; above, there is no room."""
-
-CROSSING = 100
-"""So many square pixels of a node may hide behind a link to save a crossing of two links."""
-
-NODE_WEIGHT = 3
-"""A label on a node or a name is so much worse than one on another label."""
-
-LABEL_PLACES = (0.5, 0.46, 0.54, 0.42, 0.58, 0.38, 0.62, 0.34, 0.66, 0.3, 0.7, 0.26, 0.74)
-"""Where on its link a label is tried, from the middle outwards."""
-LABEL_ROUNDS = 6
+SWEEPS = 24
+"""Rounds in which nodes move to where their links run level."""
+CLEARING = 12
+"""Rounds in which nodes only move off the links that pass them."""
+CLEAR = 0.5
+"""Pixels of nodes behind links that nobody sees."""
+MOST_PASSING = 60
+"""Up to so many links nodes keep off the links that pass them; above, there is no room."""
+DENSE_GAP, DENSE_SWEEPS = 2.0, 8
+"""Nodes stand so much further apart then, and settle in so many rounds."""
+LEVEL = 3
+"""Decimals of a pixel to which two links are level; of these the earlier edge comes first."""
 
 Point = tuple[float, float]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A link of a panel: indices of its two nodes, and its width in units of weight."""
+
+    source: int
+    target: int
+    value: float
 
 
 @dataclass(frozen=True)
@@ -50,332 +55,298 @@ class Box:
     length: float
     breadth: float
 
-    def overlap(self, other: Box) -> float:
-        """The area that two rectangles share."""
-        length = (self.length + other.length) / 2 - abs(self.along - other.along)
-        breadth = (self.breadth + other.breadth) / 2 - abs(self.across - other.across)
-        return max(length, 0.0) * max(breadth, 0.0)
-
 
 @dataclass(frozen=True)
 class Placed:
-    """A panel's geometry: its nodes' boxes, its links' ends across the flow, and its breadth."""
+    """A panel's geometry: its nodes' boxes, the order in which links are stacked, where each link
+    leaves and enters across the flow, and the panel's breadth."""
 
     nodes: tuple[Box, ...]
+    order: tuple[int, ...]
     ends: tuple[Point, ...]
     breadth: float
 
 
-@dataclass(frozen=True)
-class _PlotlysColumns:
-    """The columns of Plotly's own layout in a domain: how many nodes each has, and their value."""
-
-    sizes: list[tuple[int, float]]
-    breadth: float
-
-    @classmethod
-    def of(cls, n_nodes: int, flows: Sequence[Flow], breadth: float) -> _PlotlysColumns:
-        values = node_values(n_nodes, flows)
-        columns = plotly_columns(n_nodes, flows)
-        return cls([(len(one), sum(values[node] for node in one)) for one in columns], breadth)
-
-    @property
-    def largest_padding(self) -> float:
-        """Plotly takes no more."""
-        most = max(count for count, _ in self.sizes)
-        return LARGEST_PADDING * self.breadth / (most - 1) if most > 1 else 0.0
-
-    def scale(self, pad: float) -> float:
-        """The pixels per weight that Plotly takes with a padding: its fullest column must fit."""
-        return min((self.breadth - (count - 1) * pad) / held for count, held in self.sizes)
+def node_values(n_nodes: int, flows: Sequence[Flow]) -> list[float]:
+    """A node's value: the larger of what flows in and what flows out."""
+    inflow, outflow = [0.0] * n_nodes, [0.0] * n_nodes
+    for flow in flows:
+        outflow[flow.source] += flow.value
+        inflow[flow.target] += flow.value
+    return [max(pair) for pair in zip(inflow, outflow, strict=True)]
 
 
-def plotly_padding(
-    columns: Sequence[int], flows: Sequence[Flow], breadth: float, gap: float
-) -> float:
-    """A padding that makes Plotly's scale leave gaps between the nodes of a panel that breadth."""
-    values = node_values(len(columns), flows)
-    theirs = _PlotlysColumns.of(len(columns), flows, breadth)
-    ours = [
-        [node for node, own in enumerate(columns) if own == one] for one in sorted(set(columns))
-    ]
-    wanted = min(
-        max(breadth - (len(column) - 1) * gap, breadth / 3) / sum(values[n] for n in column)
-        for column in ours
-    )
-    pad, limit = 0.0, theirs.largest_padding
-    while theirs.scale(pad) > wanted and pad < limit:
-        pad = min(pad + 2, limit)
-    return pad
-
-
-def padding_for_scale(
-    n_nodes: int, flows: Sequence[Flow], breadth: float, scale: float
-) -> tuple[float, float]:
-    """The padding that brings Plotly's pixels per weight down to a scale, as far as its largest
-    padding allows, and the scale that it then takes."""
-    theirs = _PlotlysColumns.of(n_nodes, flows, breadth)
-    pads = [(breadth - scale * held) / (count - 1) for count, held in theirs.sizes if count > 1]
-    pad = min(max(min(pads), 0.0), theirs.largest_padding) if pads else 0.0
-    return pad, theirs.scale(pad)
-
-
-def place(
+def node_boxes(
     columns: Sequence[int],
     flows: Sequence[Flow],
     *,
     length: float,
     n_columns: int,
-    stacking: Stacking,
-    gap: float,
-    breadth: float | None = None,
-) -> Placed:
-    """Place the nodes of one panel and stack its links at them.
+    scale: float,
+) -> list[Box]:
+    """The boxes of a panel's nodes, each in its column, where across the flow is yet to be said.
 
     Args:
         columns: The column of each node, counted along the flow.
         flows: The links.
         length: The panel's extent along the flow, in pixels.
         n_columns: How many columns there are, empty ones counted.
-        stacking: What Plotly decides about these links.
-        gap: Pixels before each node of a column; its name fits in.
-        breadth: The panel's extent across the flow; None takes what its fullest column needs.
+        scale: Pixels per unit of weight.
     """
-    n_nodes = len(columns)
-    passers = _passers(columns, flows) if breadth is None else []
-    items = [*columns, *(column for _, column, _ in passers)]
-    heights = [value * stacking.scale for value in node_values(n_nodes, flows)]
-    heights += [flows[number].value * stacking.scale for number, _, _ in passers]
-    gaps = [gap] * n_nodes + [float(PASSING_GAP)] * len(passers)
-    centres = [*stacking.centres]
-    for number, _, share in passers:
-        ends = stacking.centres[flows[number].source], stacking.centres[flows[number].target]
-        centres.append(ends[0] * (1 - share) + ends[1] * share)
-    order: list[list[int]] = [[] for _ in range(n_columns)]
-    for item in sorted(range(len(items)), key=centres.__getitem__):
-        order[items[item]].append(item)
-    need = max((sum(heights[i] + gaps[i] for i in column) for column in order), default=0.0)
-    breadth = need if breadth is None else breadth
-    across = [0.0] * len(items)
-    for column in order:
-        free = breadth - sum(heights[item] for item in column)
-        wanted = sum(gaps[item] for item in column)
-        share = min(1.0, max(free, 0.0) / wanted) if wanted else 0.0
-        at = (free - share * wanted) / 2
-        for item in column:
-            at += share * gaps[item]
-            across[item] = at + heights[item] / 2
-            at += heights[item]
     step = (length - NODE_THICKNESS) / max(n_columns - 1, 1)
-    nodes = [
-        Box(NODE_THICKNESS / 2 + column * step, across[node], NODE_THICKNESS, heights[node])
-        for node, column in enumerate(columns)
-    ]
-    if passers and len(flows) <= MOST_CLEARED:
-        nodes = _cleared(nodes, order, flows, stacking, gap)
-        top = min(node.across - node.breadth / 2 for node in nodes) - gap
-        nodes = [replace(node, across=node.across - top) for node in nodes]
-        breadth = max(node.across + node.breadth / 2 for node in nodes)
-    return Placed(tuple(nodes), _ends(nodes, flows, stacking), breadth)
-
-
-def aligned(
-    placed: Placed,
-    across: Sequence[float],
-    breadth: float,
-    flows: Sequence[Flow],
-    stacking: Stacking,
-) -> Placed:
-    """The same panel with its nodes at other places across the flow."""
-    nodes = [replace(node, across=at) for node, at in zip(placed.nodes, across, strict=True)]
-    return Placed(tuple(nodes), _ends(nodes, flows, stacking), breadth)
-
-
-def place_labels(
-    placed: Placed, flows: Sequence[Flow], sizes: Sequence[Point], taken: Sequence[Box]
-) -> list[Point]:
-    """Put a label of the given extents on each link where it covers least of what is there."""
-    fixed = [*placed.nodes, *taken]
-    places = [
-        [Box(*_on_link(placed.nodes, flow, ends, where), length, breadth) for where in LABEL_PLACES]
-        for flow, ends, (length, breadth) in zip(flows, placed.ends, sizes, strict=True)
-    ]
-    on_fixed = [[sum(box.overlap(other) for other in fixed) for box in tried] for tried in places]
-    labels: list[Box | None] = [None] * len(places)
-
-    def covered(number: int, place: int) -> int:
-        box = places[number][place]
-        others = (label for other, label in enumerate(labels) if other != number and label)
-        on_labels = sum(box.overlap(other) for other in others)
-        return round(NODE_WEIGHT * on_fixed[number][place] + on_labels)
-
-    # The first round puts each label beside those before it, the next ones beside all others.
-    for _ in range(LABEL_ROUNDS):
-        moved = False
-        for number, tried in enumerate(places):
-            best = tried[min(range(len(tried)), key=lambda place, n=number: covered(n, place))]
-            moved = moved or best != labels[number]
-            labels[number] = best
-        if not moved:
-            break
-    return [(label.along, label.across) for label in labels if label]
-
-
-def middles(placed: Placed, flows: Sequence[Flow]) -> list[Point]:
-    """The middle of each link, for labels that are not written on it."""
     return [
-        _on_link(placed.nodes, flow, ends, 0.5)
-        for flow, ends in zip(flows, placed.ends, strict=True)
+        Box(NODE_THICKNESS / 2 + column * step, 0.0, NODE_THICKNESS, value * scale)
+        for column, value in zip(columns, node_values(len(columns), flows), strict=True)
     ]
 
 
-def _cleared(
-    nodes: Sequence[Box],
-    order: Sequence[Sequence[int]],
-    flows: Sequence[Flow],
-    stacking: Stacking,
-    gap: float,
-) -> list[Box]:
-    """Move nodes off the links that pass them; each column keeps its order of nodes.
-
-    A move bends the links of the moved node, so this takes rounds; the best of them counts.
-    """
-    columns = [[item for item in column if item < len(nodes)] for column in order]
-    now = best = list(nodes)
-    least = float("inf")
-    for _ in range(CLEARING_ROUNDS):
-        ends = _ends(now, flows, stacking)
-        walls: dict[int, list[tuple[Box, float]]] = {}
-        for column in columns:
-            passing = _walls(now, column, flows, ends, stacking.scale)
-            for node in column:
-                walls[node] = [
-                    (wall, _side(node, number, flows, ends)) for number, wall in passing.items()
-                ]
-        hidden = sum(
-            now[node].overlap(wall) + CROSSING * _is_astray(now[node], wall, side)
-            for node, own in walls.items()
-            for wall, side in own
+def place(nodes: Sequence[Box], flows: Sequence[Flow], scale: float, gap: float) -> Placed:
+    """Put nodes across the flow so that their links run level where they can, cross little, and pass
+    no node; before each node of a column there is a gap, in which its name fits."""
+    across = _Sweeps(nodes, flows, scale, gap).run()
+    placed = stacked(nodes, across, flows, scale)
+    bands = _bands(placed, flows, scale, gap)
+    closed = []
+    for node in placed.nodes:
+        number = bisect(bands, (node.across, inf)) - 1
+        closed.append(
+            node.across - bands[number][0] + sum(high - low for low, high in bands[:number])
         )
-        if hidden < least - 1:
-            best, least = now, hidden
-        if least <= 1:
-            break
-        moved = list(now)
-        for column in columns:
-            at = float("-inf")
-            for node in column:
-                at = _nearest_free(moved[node], walls[node], at, gap)
-                moved[node] = replace(moved[node], across=at)
-                at += moved[node].breadth / 2
-        now = moved
-    return best
+    return stacked(nodes, closed, flows, scale)
 
 
-def _walls(
-    nodes: Sequence[Box],
-    column: Sequence[int],
-    flows: Sequence[Flow],
-    ends: Sequence[Point],
-    scale: float,
-) -> dict[int, Box]:
-    """Where links pass a column of nodes, from its first edge along the flow to its last."""
-    if not column:
-        return {}
-    along = nodes[column[0]].along
-    walls = {}
-    for number, (flow, pair) in enumerate(zip(flows, ends, strict=True)):
-        if not nodes[flow.source].along < along < nodes[flow.target].along:
-            continue
-        sides = [
-            _across_at(nodes, flow, pair, along + side)
-            for side in (-NODE_THICKNESS / 2, NODE_THICKNESS / 2)
-        ]
-        breadth = abs(sides[1] - sides[0]) + flow.value * scale + 2 * PASSING_GAP
-        walls[number] = Box(along, sum(sides) / 2, NODE_THICKNESS, breadth)
-    return walls
+def _bands(placed: Placed, flows: Sequence[Flow], scale: float, gap: float) -> list[Interval]:
+    """The parts across the flow that nodes, with their names, and links take. What lies between them
+    is empty: edges that nothing joins to the others drift away from them."""
+    taken = [(n.across - n.breadth / 2 - gap, n.across + n.breadth / 2) for n in placed.nodes]
+    for flow, ends in zip(flows, placed.ends, strict=True):
+        half = flow.value * scale / 2
+        taken.append((min(ends) - half, max(ends) + half))
+    bands: list[Interval] = []
+    for low, high in sorted(taken):
+        if bands and low <= bands[-1][1]:
+            low, high = bands[-1][0], max(bands.pop()[1], high)
+        bands.append((low, high))
+    return bands
 
 
-def _side(node: int, passing: int, flows: Sequence[Flow], ends: Sequence[Point]) -> float:
-    """Above 0 if a node belongs beyond a link that passes it, below 0 if before: links that leave
-    or enter one node do not cross when they keep the order in which they are stacked there."""
-    source, target = flows[passing].source, flows[passing].target
-    side = 0.0
-    for flow, (start, end) in zip(flows, ends, strict=True):
-        if (flow.source, flow.target) == (source, node):
-            side += 1 if start > ends[passing][0] else -1
-        if (flow.source, flow.target) == (node, target):
-            side += 1 if end > ends[passing][1] else -1
-    return side
+def squeezed(
+    placed: Placed, flows: Sequence[Flow], scale: float, breadth: float, gap: float
+) -> Placed:
+    """The same panel as broad as this, its columns in their order and with smaller gaps at need."""
+    shrink = min(1.0, breadth / placed.breadth) if placed.breadth else 1.0
+    spare = (breadth - shrink * placed.breadth) / 2
+    across = [spare + shrink * node.across for node in placed.nodes]
+    for members in columns_of(placed.nodes).values():
+        members.sort(key=across.__getitem__)
+        sized = [(across[node], placed.nodes[node].breadth / 2) for node in members]
+        free = breadth - 2 * sum(half for _, half in sized)
+        between = min(gap, max(free, 0.0) / len(members))
+        for node, at in zip(members, _spread(sized, between, between, breadth), strict=True):
+            across[node] = at
+    return stacked(placed.nodes, across, flows, scale)
 
 
-def _is_astray(node: Box, wall: Box, side: float) -> bool:
-    """Whether a node is on the other side of a wall than where it belongs."""
-    return (node.across - wall.across) * side < 0
+def columns_of(nodes: Sequence[Box]) -> dict[float, list[int]]:
+    """The nodes of each column, by its place along the flow."""
+    columns: dict[float, list[int]] = {}
+    for number, node in enumerate(nodes):
+        columns.setdefault(node.along, []).append(number)
+    return dict(sorted(columns.items()))
 
 
-def _nearest_free(node: Box, walls: Sequence[tuple[Box, float]], floor: float, gap: float) -> float:
-    """The place nearest to a node's own, with room for its name before it, beyond the floor, and
-    on the side of each wall where it belongs if that can be."""
-    half = node.breadth / 2
-    tried = [node.across, floor + gap + half]
-    tried += [wall.across - wall.breadth / 2 - half for wall, _ in walls]
-    tried += [wall.across + wall.breadth / 2 + half for wall, _ in walls]
-
-    def fits(across: float) -> bool:
-        box = replace(node, across=across)
-        return across - half - gap >= floor - 1e-6 and all(box.overlap(w) < 1e-6 for w, _ in walls)
-
-    def cost(across: float) -> tuple[int, float]:
-        box = replace(node, across=across)
-        wrong = sum(_is_astray(box, wall, side) for wall, side in walls)
-        return wrong, abs(across - node.across)
-
-    return min(filter(fits, tried), key=cost)
+def stacked(
+    nodes: Sequence[Box], across: Sequence[float], flows: Sequence[Flow], scale: float
+) -> Placed:
+    """Put nodes at these places across the flow, and stack links at them as their far ends stand."""
+    boxes = tuple(replace(node, across=at) for node, at in zip(nodes, across, strict=True))
+    order = stacking_order(across, flows)
+    breadth = max((box.across + box.breadth / 2 for box in boxes), default=0.0)
+    return Placed(boxes, tuple(order), link_ends(boxes, flows, scale, order), breadth)
 
 
-def _across_at(nodes: Sequence[Box], flow: Flow, ends: Point, along: float) -> float:
-    """Where the middle of a link is across the flow at a place along it, by bisection."""
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        where = (low + high) / 2
-        if _on_link(nodes, flow, ends, where)[0] < along:
-            low = where
-        else:
-            high = where
-    return _on_link(nodes, flow, ends, low)[1]
+def stacking_order(across: Sequence[float], flows: Sequence[Flow]) -> list[int]:
+    """The links in the order of their middles: at either end those that share a node are then in the
+    order of the nodes at their other ends."""
+    return sorted(
+        range(len(flows)),
+        key=lambda n: (round(across[flows[n].source] + across[flows[n].target], LEVEL), n),
+    )
 
 
-def _on_link(nodes: Sequence[Box], flow: Flow, ends: Point, where: float) -> Point:
-    """A point on the middle of a link: the cubic that Plotly draws, level at both ends."""
-    start = nodes[flow.source].along + NODE_THICKNESS / 2
-    end = nodes[flow.target].along - NODE_THICKNESS / 2
-    rest = 1 - where
-    middle = (start + end) / 2
-    bent = 3 * rest * where
-    along = rest**3 * start + bent * middle + where**3 * end
-    across = (rest**3 + bent * rest) * ends[0] + (where**3 + bent * where) * ends[1]
-    return along, across
-
-
-def _passers(columns: Sequence[int], flows: Sequence[Flow]) -> list[tuple[int, int, float]]:
-    """Where links pass a column on their way: the link, the column, and how far along it is."""
-    return [
-        (number, column, (column - start) / (end - start))
-        for number, flow in enumerate(flows)
-        for start, end in [(columns[flow.source], columns[flow.target])]
-        for column in range(start + 1, end)
-    ]
-
-
-def _ends(nodes: Sequence[Box], flows: Sequence[Flow], stacking: Stacking) -> tuple[Point, ...]:
+def link_ends(
+    nodes: Sequence[Box], flows: Sequence[Flow], scale: float, order: Iterable[int]
+) -> tuple[Point, ...]:
     """The middle of each link across the flow, where it leaves and where it enters."""
-    starts, ends = [0.0] * len(flows), [0.0] * len(flows)
-    for stacked, links_of in ((starts, stacking.leaving), (ends, stacking.entering)):
-        for node, links in zip(nodes, links_of, strict=True):
-            at = node.across - node.breadth / 2
-            for number in links:
-                width = flows[number].value * stacking.scale
-                stacked[number] = at + width / 2
-                at += width
-    return tuple(zip(starts, ends, strict=True))
+    leaving = [node.across - node.breadth / 2 for node in nodes]
+    entering = list(leaving)
+    ends: list[Point] = [(0.0, 0.0)] * len(flows)
+    for number in order:
+        flow = flows[number]
+        width = flow.value * scale
+        ends[number] = leaving[flow.source] + width / 2, entering[flow.target] + width / 2
+        leaving[flow.source] += width
+        entering[flow.target] += width
+    return tuple(ends)
+
+
+def share_across(share: float) -> float:
+    """How much of its way across the flow a link has made at a share of its way along it.
+
+    A link is a cubic that is level at both ends, bent half-way along: at `t` it is
+    `t³ − 1.5t² + 1.5t` along and `3t² − 2t³` across. The first is solved for `t` by the identity
+    `4 sinh³ + 3 sinh = sinh(3 ·)`.
+
+    >>> share_across(0.5), round(share_across(0.25), 3)
+    (0.5, 0.106)
+    """
+    t = 0.5 + sinh(asinh(4 * share - 2) / 3)
+    return (3 - 2 * t) * t * t
+
+
+class _Sweeps:
+    """The nodes of a panel, which move round by round to where their links run level."""
+
+    def __init__(
+        self, nodes: Sequence[Box], flows: Sequence[Flow], scale: float, gap: float
+    ) -> None:
+        self.nodes, self.flows, self.scale, self.gap = nodes, flows, scale, gap
+        self.across = [0.0] * len(nodes)
+        self.columns = columns_of(nodes)
+        self.touching: list[list[int]] = [[] for _ in nodes]
+        for number, flow in enumerate(flows):
+            self.touching[flow.source].append(number)
+            self.touching[flow.target].append(number)
+        is_sparse = len(flows) <= MOST_PASSING
+        self.gap *= 1.0 if is_sparse else DENSE_GAP
+        self.sweeps = SWEEPS if is_sparse else DENSE_SWEEPS
+        self.passing = {along: self._passing(along) if is_sparse else [] for along in self.columns}
+        self.ports: tuple[Point, ...] = ()
+        self._stack()
+
+    def _passing(self, along: float) -> list[tuple[int, float, float]]:
+        """The links that pass a column, and how far across each is at the column's two sides."""
+        found = []
+        for number, flow in enumerate(self.flows):
+            start = self.nodes[flow.source].along + NODE_THICKNESS / 2
+            end = self.nodes[flow.target].along - NODE_THICKNESS / 2
+            if start < along < end:
+                sides = along - NODE_THICKNESS / 2, along + NODE_THICKNESS / 2
+                first, last = (share_across((side - start) / (end - start)) for side in sides)
+                found.append((number, first, last))
+        return found
+
+    def run(self) -> list[float]:
+        """The places of the nodes across the flow: where they settle, then off the links that pass
+        them. To move a node bends its links, so that takes rounds; the best of them counts."""
+        columns = list(self.columns)
+        best, least = list(self.across), inf
+        for sweep in range(self.sweeps + CLEARING):
+            for column in columns if sweep % 2 else reversed(columns):
+                self._move(self.columns[column], self._walls(column), sweep < self.sweeps)
+            self._stack()
+            if sweep >= self.sweeps - 1:
+                hidden = sum(self._hidden(column) for column in columns)
+                if hidden < least:
+                    best, least = list(self.across), hidden
+                if hidden < CLEAR:
+                    break
+        return best
+
+    def _stack(self) -> None:
+        """Where links leave and enter, counted from the middles of their nodes."""
+        order = stacking_order(self.across, self.flows)
+        self.ports = link_ends(self.nodes, self.flows, self.scale, order)  # all nodes are at 0
+
+    def _walls(self, column: float) -> list[Interval]:
+        """Where links pass a column, with the distance that they keep."""
+        walls = []
+        for number, first, last in self.passing[column]:
+            flow, (leaves, enters) = self.flows[number], self.ports[number]
+            start, end = self.across[flow.source] + leaves, self.across[flow.target] + enters
+            at = [start + share * (end - start) for share in (first, last)]
+            half = flow.value * self.scale / 2 + PASSING_GAP
+            walls.append((min(at) - half, max(at) + half + NAME_ROOM * self.gap))
+        return walls
+
+    def _move(self, members: list[int], walls: list[Interval], is_free: bool) -> None:
+        """Put the nodes of a column where their links run level, or later leave them where they are;
+        or as near to that as there is room between the walls."""
+        wanted = {node: self._level(node) if is_free else self.across[node] for node in members}
+        halves = {node: self.nodes[node].breadth / 2 for node in members}
+        for (low, high), inside in self._rooms(wanted, halves, walls).items():
+            inside.sort(key=wanted.__getitem__)
+            places = _spread([(wanted[n], halves[n]) for n in inside], self.gap, low, high)
+            for node, at in zip(inside, places, strict=True):
+                self.across[node] = at
+
+    def _rooms(
+        self, wanted: dict[int, float], halves: dict[int, float], walls: list[Interval]
+    ) -> dict[Interval, list[int]]:
+        """The intervals between walls with the nodes that go there: the largest choose first."""
+        if not walls:
+            return {(-inf, inf): list(wanted)}
+        taken, rooms = list(walls), {}
+        for node in sorted(wanted, key=lambda node: (-halves[node], wanted[node])):
+            at = _nearest_free(wanted[node], halves[node], taken)
+            taken.append((at - halves[node] - self.gap, at + halves[node] + self.gap))
+            low = max((wall[1] for wall in walls if wall[1] < at), default=-inf)
+            high = min((wall[0] for wall in walls if wall[0] > at), default=inf)
+            rooms.setdefault((low, high), []).append(node)
+        return rooms
+
+    def _level(self, node: int) -> float:
+        """Where the links of a node would run level, the wide ones before the thin."""
+        total = weight = 0.0
+        for number in self.touching[node]:
+            flow, (leaves, enters) = self.flows[number], self.ports[number]
+            level = self.across[flow.source] + leaves - enters
+            if flow.source == node:
+                level = self.across[flow.target] + enters - leaves
+            total += flow.value * level
+            weight += flow.value
+        return total / weight
+
+    def _hidden(self, column: float) -> float:
+        """Pixels of a column's nodes behind the links that pass it."""
+        walls = self._walls(column)
+        return sum(
+            max(0.0, min(high, at + half) - max(low, at - half))
+            for node in self.columns[column]
+            for at, half in [(self.across[node], self.nodes[node].breadth / 2)]
+            for low, high in walls
+        )
+
+
+def _nearest_free(wanted: float, half: float, taken: Sequence[Interval]) -> float:
+    """The place nearest to the wanted one for a node of this half breadth, between what is taken."""
+    before = after = wanted
+    for low, high in sorted(taken):
+        if low - half < after < high + half:
+            after = high + half
+    for low, high in sorted(taken, key=lambda interval: interval[1], reverse=True):
+        if low - half < before < high + half:
+            before = low - half
+    return after if after - wanted <= wanted - before else before
+
+
+def _spread(
+    nodes: Sequence[tuple[float, float]], gap: float, low: float, high: float
+) -> list[float]:
+    """Places for nodes one after the other, as near as can be to those they want (least squares).
+
+    A node that has to follow closely on the one before shares its shift with it: this is isotonic
+    regression by pooling adjacent violators (Barlow et al. 1972). `nodes` are the wanted places, in
+    their order, and the half breadths.
+    """
+    offsets, blocks, at = [], [], -gap
+    for wanted, half in nodes:
+        at += gap + half
+        offsets.append(at)
+        blocks.append((wanted - at, 1))
+        at += half
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (one, count), (other, more) = blocks[-2:]
+            blocks[-2:] = [((one * count + other * more) / (count + more), count + more)]
+    shifts = [min(max(shift, low), high - at) for shift, count in blocks for _ in range(count)]
+    return [offset + shift for offset, shift in zip(offsets, shifts, strict=True)]

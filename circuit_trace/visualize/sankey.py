@@ -1,20 +1,15 @@
-"""Render a diagram's specification as a Plotly figure: the only file that imports Plotly."""
+"""Render a diagram's specification as a Plotly figure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
-from circuit_trace.anatomy import NodeKind
+from circuit_trace.visualize.colors import THEMES, Theme, rgba
 from circuit_trace.visualize.companion import FONT_SIZE, HEADER_HEIGHT, ROW_HEIGHT, Table
-from circuit_trace.visualize.edges import APPEARED, CURRENT, NEGATIVE, POSITIVE
-from circuit_trace.visualize.layout import NODE_THICKNESS, Point
-from circuit_trace.visualize.notebook import Figure
-from circuit_trace.visualize.spec import (
-    HEADING_HEIGHT,
+from circuit_trace.visualize.diagram import (
     NAME_SIZE,
     NOTE_LINE,
     NOTE_SIZE,
@@ -22,93 +17,95 @@ from circuit_trace.visualize.spec import (
     SIDE_MARGIN,
     TITLE_SHIFT,
     TITLE_SIZE,
-    TOP_MARGIN,
     Diagram,
     Orientation,
     Panel,
 )
+from circuit_trace.visualize.layout import NODE_THICKNESS, Flow, Point
+from circuit_trace.visualize.notebook import Figure
+from circuit_trace.visualize.plotly_scale import plotly_scale
 from circuit_trace.visualize.text import BREAK
 
+HEADING_HEIGHT = 30
+TOP_MARGIN = 22
 FONT = "Helvetica, Arial, sans-serif"
 
 
 @dataclass(frozen=True)
-class Theme:
-    """The colours of a figure: its paper and ink, the lines of a table, what lies behind the labels
-    on links, its nodes by kind, how opaque its links are, and what stands for a link's colour that
-    would be hard to see on this paper."""
+class Domain:
+    """The part of a figure's plot that Plotly gets for a Sankey, in shares of the plot and in pixels."""
 
-    paper: str
-    ink: str
-    rule: str
-    behind_labels: str
-    nodes: Mapping[NodeKind, str]
-    link_alpha: float
-    links: Mapping[str, str] = field(default_factory=dict)
+    x: tuple[float, float]
+    y: tuple[float, float]
+    width: float
+    height: float
 
-    def link(self, color: str) -> str:
-        """The colour of a link on this paper."""
-        return self.links.get(color, color)
-
-    def mark(self, what: str) -> str:
-        """The colour of a mark of the legend, by a link's colour or a node's kind."""
-        return next((color for kind, color in self.nodes.items() if kind == what), self.link(what))
-
-
-THEMES = {
-    # Nodes are apart from each other and from the links' colours, also to colour-blind eyes.
-    "light": Theme(
-        paper="white",
-        ink="#222222",
-        rule="#E4E4E8",
-        behind_labels="rgba(255, 255, 255, 0.75)",
-        nodes={"embed": "#009E73", "attention": "#6A4C93", "mlp": "#A6761D", "output": "#222222"},
-        link_alpha=0.42,
-    ),
-    "dark": Theme(
-        paper="#16181D",
-        ink="#E8E8E8",
-        rule="#33373F",
-        behind_labels="rgba(22, 24, 29, 0.7)",
-        nodes={"embed": "#2BC495", "attention": "#B79BE0", "mlp": "#D9B44A", "output": "#E8E8E8"},
-        link_alpha=0.62,
-        links={POSITIVE: "#4C9BFF", NEGATIVE: "#FF6B5E", CURRENT: "#A3A3AB", APPEARED: "#3D7BFF"},
-    ),
-}
+    @classmethod
+    def of(cls, diagram: Diagram, panel: Panel) -> Domain:
+        """Where a panel begins, and as broad as gives its links the panel's scale; nodes may stand
+        beyond it."""
+        flows = [Flow(link.source, link.target, link.value) for link in panel.links]
+        breadth = panel.scale / plotly_scale(len(panel.nodes), flows)
+        is_h = diagram.orientation == "h"
+        width, height = (panel.width, breadth) if is_h else (breadth, panel.height)
+        left, top = panel.left / diagram.plot_width, panel.top / diagram.plot_height
+        x = left, min(left + width / diagram.plot_width, 1.0)
+        y = max(1 - top - height / diagram.plot_height, 0.0), 1 - top
+        return cls(x, y, width, height)
 
 
 def sankey(
-    panel: Panel, orientation: Orientation, theme: Theme, *, names: bool = True
+    panel: Panel,
+    orientation: Orientation,
+    theme: Theme,
+    domain: Domain,
+    *,
+    pad: float = 0.0,
+    names: bool = True,
 ) -> go.Sankey:
     """One panel as a Plotly Sankey trace, its nodes named by Plotly if `names`."""
     font = {"family": FONT, "size": NAME_SIZE, "color": theme.ink}
     if not names:
         font = {"size": 1, "color": "rgba(0, 0, 0, 0)", "shadow": "none"}
+    from_left, from_top = (
+        [node.at[axis] - begin for node in panel.nodes]
+        for axis, begin in enumerate((panel.left, panel.top))
+    )
+    along, across = (from_left, from_top) if orientation == "h" else (from_top, from_left)
+    links = [panel.links[number] for number in panel.stacking]
     return go.Sankey(
         visible=bool(panel.links),  # Plotly fails on a Sankey without links
         arrangement="fixed",
         orientation=orientation,
-        domain={"x": list(panel.x_domain), "y": list(panel.y_domain)},
+        domain={"x": list(domain.x), "y": list(domain.y)},
         node={
             "label": [node.name for node in panel.nodes],
             "color": [theme.nodes[node.kind] for node in panel.nodes],
-            "x": [node.x for node in panel.nodes],
-            "y": [node.y for node in panel.nodes],
-            "pad": panel.pad,
+            # In both orientations a place along the flow counts from the domain's width.
+            "x": [_share(at, domain.width) for at in along],
+            "y": [_share(at, domain.height) for at in across],
+            "sort": "input",
+            "pad": pad,
             "thickness": NODE_THICKNESS,
             "line": {"width": 0},
             "hovertemplate": "%{label}<extra></extra>",
         },
         link={
-            "source": [link.source for link in panel.links],
-            "target": [link.target for link in panel.links],
-            "value": [link.value for link in panel.links],
-            "label": [link.label for link in panel.links],
-            "color": [rgba(theme.link(link.color), theme.link_alpha) for link in panel.links],
+            "source": [link.source for link in links],
+            "target": [link.target for link in links],
+            "value": [link.value for link in links],
+            "label": [link.label for link in links],
+            "color": [rgba(theme.link(link.color), theme.link_alpha) for link in links],
+            "sort": "input",
             "hovertemplate": "%{label}<extra></extra>",
         },
         textfont=font,
     )
+
+
+def _share(pixels: float, whole: float) -> float:
+    """A place in a domain, to about a hundredth of a pixel; Plotly ignores a place of exactly 0."""
+    return round(pixels / whole, 5) or 1e-5
 
 
 def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> Figure:
@@ -136,7 +133,7 @@ def figure(diagram: Diagram, theme: Theme = THEMES["light"]) -> Figure:
     )
     # Names are drawn as annotations above their nodes: Plotly would write them over the links.
     traces = [
-        sankey(panel, diagram.orientation, theme, names=False)
+        sankey(panel, diagram.orientation, theme, Domain.of(diagram, panel), names=False)
         for panel in diagram.panels
         if panel.links
     ]
@@ -180,9 +177,9 @@ def _annotation(x: float, y: float, text: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _in_panel(diagram: Diagram, panel: Panel, at: Point, text: str, **more: Any) -> dict[str, Any]:
-    """An annotation centred at a point in pixels from the plot's left edge and the panel's top."""
-    x, y = at[0] / diagram.plot_width, 1 - (panel.top + at[1]) / diagram.plot_height
+def _centred(diagram: Diagram, at: Point, text: str, **more: Any) -> dict[str, Any]:
+    """An annotation centred at a point in pixels of the plot."""
+    x, y = at[0] / diagram.plot_width, 1 - at[1] / diagram.plot_height
     return _annotation(x, y, text, xanchor="center", yanchor="middle", **more)
 
 
@@ -200,7 +197,7 @@ def _titles(diagram: Diagram) -> list[dict[str, Any]]:
     return [
         _annotation(
             0,
-            sum(panel.y_domain) / 2,
+            1 - (panel.top + panel.height / 2) / diagram.plot_height,
             panel.title,
             xanchor="right",
             yanchor="middle",
@@ -215,7 +212,7 @@ def _titles(diagram: Diagram) -> list[dict[str, Any]]:
 
 def _names(diagram: Diagram) -> list[dict[str, Any]]:
     return [
-        _in_panel(diagram, panel, node.name_at, node.name, font={"size": NAME_SIZE})
+        _centred(diagram, node.name_at, node.name, font={"size": NAME_SIZE})
         for panel in diagram.panels
         for node in panel.nodes
     ]
@@ -225,10 +222,10 @@ def _short_labels(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
     """What flows along each edge, written on it, so that a still picture says it too."""
     style = {"font": {"size": SHORT_SIZE}, "bgcolor": theme.behind_labels, "borderpad": 1}
     return [
-        _in_panel(diagram, panel, link.short_at, link.short, **style)
+        _centred(diagram, link.short_at, link.short, **style)
         for panel in diagram.panels
         for link in panel.links
-        if link.short
+        if link.short_at is not None
     ]
 
 
@@ -260,11 +257,3 @@ def _words(diagram: Diagram, theme: Theme) -> list[dict[str, Any]]:
         note = BREAK.join(diagram.note_lines)
         words = [_annotation(0, 0.5, note, xanchor="left", align="left", font={"size": NOTE_SIZE})]
     return words
-
-
-def rgba(color: str, alpha: float) -> str:
-    """A colour `#RRGGBB` for Plotly, as opaque as asked."""
-    if alpha == 1:
-        return color
-    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, {alpha})"

@@ -8,9 +8,9 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from circuit_trace.record import Pair, pair_of
-from circuit_trace.trace import Trace
-from circuit_trace.visualize.edges import BETWEEN, CURRENT, PATCHED, strongest
+from circuit_trace.record import Pair, Record, edge_table, pair_of
+from circuit_trace.visualize.colors import BETWEEN, CURRENT, PATCHED
+from circuit_trace.visualize.edges import strongest
 from circuit_trace.visualize.text import mask_text, number, visible
 
 MOST_ROWS = 40
@@ -19,7 +19,7 @@ BAR = 8
 """Characters of the longest bar."""
 
 
-def terminal_table(trace: Trace) -> Table:
+def terminal_table(trace: Record) -> Table:
     """The patched or named edges of a pass (the strongest where there are none), a row each.
 
     >>> import circuit_trace as ct
@@ -38,7 +38,7 @@ def terminal_table(trace: Trace) -> Table:
     """
     pair = pair_of(trace)
     before, after = pair or ("", "current")
-    numbers = trace.table()
+    numbers = edge_table(trace, trace.listed, 0)
     ranked = numbers["delta_norm" if pair else "current_norm"]
     kept = strongest(ranked.fillna(0).tolist(), MOST_ROWS)
     more = len(numbers) - len(kept)
@@ -76,7 +76,7 @@ def terminal_table(trace: Trace) -> Table:
     return table
 
 
-def _caption(trace: Trace, pair: Pair | None) -> str:
+def _caption(trace: Record, pair: Pair | None) -> str:
     said = "L2 norms" if pair is None else f"L2 norms, Δ = {pair[1]} − {pair[0]}"
     if trace.graph.seq_len is not None:
         return said

@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 
 from circuit_trace.errors import FigureError
 from circuit_trace.files import checked_path, writing
+from circuit_trace.visualize.diagram import SHORT_SIZE, Diagram
 from circuit_trace.visualize.graph_text import dot, mermaid
 from circuit_trace.visualize.images import bitmap_scale, size_of, write_image
-from circuit_trace.visualize.spec import SHORT_SIZE, Diagram
 
 IMAGES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 GRAPHS = {".mmd": mermaid, ".dot": dot}

@@ -15,7 +15,6 @@ from torch.testing import assert_close
 
 import circuit_trace as ct
 from circuit_trace.integrations.transformer_lens import anatomy
-from circuit_trace.record import Lens
 from circuit_trace.record.inputs import stream_at
 from tests.families.models import (
     COHERE,
@@ -101,7 +100,7 @@ def test_outputs_have_shares_of_the_logits(architecture: str) -> None:
     model = wrapped(architecture)
     trace = model.trace(tokens(1), corrupt=tokens(2), edges=["A0.1->Resid End", "MLP 1->Resid End"])
     received = stream_at(trace, model.dests[-1], 1)
-    shares = Lens.of(trace, 1).logits(received, range(trace.seq))
+    shares = lens_of(trace, 1).logits(received, range(trace.seq))
     unembed = model.anatomy.unembed
     assert unembed is not None
     nothing = unembed.norm(torch.zeros_like(received)[None])[0] @ unembed.weight()

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import pytest
 
 from circuit_trace.visualize import sankey
-from circuit_trace.visualize.spec import Diagram
+from circuit_trace.visualize.colors import Theme
+from circuit_trace.visualize.diagram import Diagram
 from tests.browser import browser_or_skip
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,11 +45,11 @@ def diagrams(monkeypatch: pytest.MonkeyPatch) -> list[Diagram]:
     """The specifications of the figures that `draw_seq_graph` draws during the test."""
     drawn: list[Diagram] = []
 
-    def recording(diagram: Diagram, theme: sankey.Theme) -> go.Figure:
+    def recording(diagram: Diagram, theme: Theme) -> go.Figure:
         drawn.append(diagram)
         return sankey.figure(diagram, theme)
 
-    monkeypatch.setattr("circuit_trace.visualize.draw.figure", recording)
+    monkeypatch.setattr("circuit_trace.visualize.present.figure", recording)
     return drawn
 
 

@@ -14,10 +14,14 @@ from torch import Tensor
 import circuit_trace as ct
 from circuit_trace.graph import Graph
 from circuit_trace.plan import Plan, SiteOutput
-from circuit_trace.visualize.edges import SCORE_LEGEND, score_edges
+from circuit_trace.visualize.caption import SCORE_LEGEND
+from circuit_trace.visualize.diagram import Diagram, Panel
+from circuit_trace.visualize.edges import scored_edges
 from circuit_trace.visualize.layout import NODE_THICKNESS
-from circuit_trace.visualize.plotly_layout import Flow, Stacking, node_values, stack
-from circuit_trace.visualize.spec import TOP_MARGIN, Diagram, Panel, build_diagram
+from circuit_trace.visualize.panels import build_diagram
+from circuit_trace.visualize.picture import Picture
+from circuit_trace.visualize.sankey import TOP_MARGIN
+from circuit_trace.visualize.style import Style
 from tests.models import shared
 
 SEQ, BATCH, WIDTH = 6, 2, 5
@@ -127,16 +131,9 @@ def random_scores(
 def score_diagram(values: ct.PruneScores, seq_len: int | None = None, **options: Any) -> Diagram:
     """The specification of a picture of scores."""
     the_graph = graph(seq_len)
-    settings: dict[str, Any] = {
-        "titles": None,
-        "show_all_seq_pos": False,
-        "layer_spacing": False,
-        "orientation": "h",
-        "note": "note",
-        "legend": SCORE_LEGEND,
-    }
-    drawn = {"": score_edges(the_graph, values, 0.01)}
-    return build_diagram(the_graph, drawn, **{**settings, **options})
+    drawn = {"": scored_edges(the_graph, values, 0.01)}
+    picture = Picture(the_graph, drawn, None, "note", SCORE_LEGEND)
+    return build_diagram(picture, Style(**options))
 
 
 @dataclass(frozen=True)
@@ -165,54 +162,37 @@ class Rect:
         )
 
 
-@cache
-def stacking_of(diagram: Diagram, panel: Panel) -> tuple[list[Flow], Stacking]:
-    """The links of a panel, and what Plotly decides about them in its domain."""
-    flows = [Flow(link.source, link.target, link.value) for link in panel.links]
-    across, size = (
-        (panel.y_domain, diagram.plot_height)
-        if diagram.orientation == "h"
-        else (panel.x_domain, diagram.plot_width)
-    )
-    return flows, stack(len(panel.nodes), flows, (across[1] - across[0]) * size, panel.pad)
-
-
 def node_rects(diagram: Diagram, panel: Panel) -> list[Rect]:
-    """Where Plotly is expected to draw the nodes: it reads their places so."""
-    left = diagram.left_margin + panel.x_domain[0] * diagram.plot_width
-    top = TOP_MARGIN + (1 - panel.y_domain[1]) * diagram.plot_height
-    width = (panel.x_domain[1] - panel.x_domain[0]) * diagram.plot_width
-    height = (panel.y_domain[1] - panel.y_domain[0]) * diagram.plot_height
-    flows, stacking = stacking_of(diagram, panel)
-    values = node_values(len(panel.nodes), flows)
+    """Where the nodes are drawn, as tall as what flows through them."""
+    values = {number: [0.0, 0.0] for number in range(len(panel.nodes))}
+    for link in panel.links:
+        values[link.source][0] += link.value
+        values[link.target][1] += link.value
     rects = []
-    for node, value in zip(panel.nodes, values, strict=True):
-        breadth = value * stacking.scale
-        if diagram.orientation == "h":
-            at = (left + node.x * width, top + node.y * height, NODE_THICKNESS, breadth)
-        else:
-            at = (left + node.y * height, top + node.x * width, breadth, NODE_THICKNESS)
-        rects.append(Rect.around(*at))
+    for number, node in enumerate(panel.nodes):
+        extents = NODE_THICKNESS, max(values[number]) * panel.scale
+        at = in_figure(diagram, node.at)
+        rects.append(Rect.around(*at, *extents[:: 1 if diagram.orientation == "h" else -1]))
     return rects
 
 
 def link_ends(diagram: Diagram, panel: Panel) -> list[tuple[tuple[float, float], ...]]:
-    """The middles of the two ends of each link, in pixels of the figure, source first."""
+    """The middles of the two ends of each link, in pixels of the figure, source first: links are
+    stacked at a node from its top, or its left."""
+    is_h = diagram.orientation == "h"
     rects = node_rects(diagram, panel)
-    flows, stacking = stacking_of(diagram, panel)
-    ends: dict[tuple[int, int], tuple[float, float]] = {}
-    for which, links_of in ((0, stacking.leaving), (1, stacking.entering)):
-        for rect, links in zip(rects, links_of, strict=True):
-            at = rect.top if diagram.orientation == "h" else rect.left
-            for number in links:
-                breadth = flows[number].value * stacking.scale
-                middle = at + breadth / 2
-                if diagram.orientation == "h":
-                    ends[number, which] = (rect.left if which else rect.right, middle)
-                else:
-                    ends[number, which] = (middle, rect.top if which else rect.bottom)
-                at += breadth
-    return [(ends[number, 0], ends[number, 1]) for number in range(len(flows))]
+    filled = [[0.0, 0.0] for _ in rects]
+    ends: list[tuple[tuple[float, float], ...]] = [()] * len(panel.links)
+    for number in panel.stacking:
+        link, both = panel.links[number], []
+        for which, node in enumerate((link.source, link.target)):
+            rect, breadth = rects[node], link.value * panel.scale
+            at = (rect.top if is_h else rect.left) + filled[node][which] + breadth / 2
+            filled[node][which] += breadth
+            sides = (rect.right, rect.left) if is_h else (rect.bottom, rect.top)
+            both.append((sides[which], at) if is_h else (at, sides[which]))
+        ends[number] = tuple(both)
+    return ends
 
 
 def size_of(diagram: Diagram) -> tuple[float, float]:
@@ -223,6 +203,6 @@ def size_of(diagram: Diagram) -> tuple[float, float]:
     return layout.width, layout.height
 
 
-def in_figure(diagram: Diagram, panel: Panel, at: tuple[float, float]) -> tuple[float, float]:
-    """A point of a panel in pixels of the figure."""
-    return diagram.left_margin + at[0], TOP_MARGIN + panel.top + at[1]
+def in_figure(diagram: Diagram, at: tuple[float, float]) -> tuple[float, float]:
+    """A point of the plot in pixels of the figure."""
+    return diagram.left_margin + at[0], TOP_MARGIN + at[1]

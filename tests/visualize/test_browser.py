@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 import pytest
 
 import circuit_trace as ct
+from circuit_trace.visualize.diagram import Diagram, Panel
 from circuit_trace.visualize.sankey import figure
-from circuit_trace.visualize.spec import Diagram, Panel
 from tests import browser as browsers
 from tests.browser import chromium
 from tests.models import tokens
@@ -323,12 +323,13 @@ def check_links(diagram: Diagram, panel: Panel, drawn: dict[str, Any]) -> None:
     expected = link_ends(diagram, panel)
     assert len(drawn["links"]) == len(expected) == len(panel.links)
     for link in drawn["links"]:
-        number = link["index"]
+        number = panel.stacking[link["index"]]
         assert link["label"] == panel.links[number].label
         for end, share in zip(expected[number], (0.0, 1.0), strict=True):
             assert on_band(link, share) == pytest.approx(end, abs=CLOSE)
-        at = in_figure(diagram, panel, panel.links[number].short_at)
-        assert distance_to_band(link, at) <= CLOSE
+        spot = panel.links[number].short_at
+        assert (spot is None) == (not panel.links[number].short)
+        assert spot is None or distance_to_band(link, in_figure(diagram, spot)) <= CLOSE
 
 
 def check_annotations(diagram: Diagram, seen: dict[str, Any]) -> None:
@@ -336,9 +337,8 @@ def check_annotations(diagram: Diagram, seen: dict[str, Any]) -> None:
     width, height = size_of(diagram)
     centres: list[tuple[str, tuple[float, float]]] = []
     for panel in diagram.panels:
-        centres += [(n.name, in_figure(diagram, panel, n.name_at)) for n in panel.nodes]
-        if diagram.n_links <= 40:
-            centres += [(k.short, in_figure(diagram, panel, k.short_at)) for k in panel.links]
+        centres += [(n.name, in_figure(diagram, n.name_at)) for n in panel.nodes]
+        centres += [(k.short, in_figure(diagram, k.short_at)) for k in panel.links if k.short_at]
     drawn = [
         (one["lines"][0], ((one["rect"][0] + one["rect"][2]) / 2, (one["rect"][1] + one["rect"][3]) / 2))
         for one in seen["annotations"]

@@ -10,9 +10,9 @@ import torch
 
 import circuit_trace as ct
 from circuit_trace.visualize import draw_difference
-from circuit_trace.visualize.difference import LEGEND
-from circuit_trace.visualize.sankey import THEMES, rgba
-from circuit_trace.visualize.spec import Diagram
+from circuit_trace.visualize.caption import DIFFERENCE_LEGEND as LEGEND
+from circuit_trace.visualize.colors import THEMES, rgba
+from circuit_trace.visualize.diagram import Diagram
 from tests.visualize.pictures import (
     SEQ,
     EdgeName,
@@ -205,7 +205,7 @@ def test_two_empty_sets_say_so() -> None:
 
 WRONG: list[tuple[Any, Any, dict[str, Any], str]] = [
     (known_trace({}), scores({}), {}, "two traces, or two sets of scores; got one of each"),
-    (scores({}), scores({}), {}, "Scores need the model that they belong to"),
+    ({"mine": torch.ones(2)}, {"mine": torch.ones(2)}, {}, "do not tell their model need it"),
     (scores({}), scores({}), {"model": wrapped(), "width": "mask"}, "are for traces"),
     (known_trace({}), known_trace({}, SEQ), {}, "seq_len=None and 6"),
     (known_trace({}), known_trace({}), {"names": ("a", "a")}, "two different names"),

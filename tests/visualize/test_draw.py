@@ -23,8 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 import circuit_trace as ct
 from circuit_trace.visualize import draw_seq_graph, net_viz
-from circuit_trace.visualize.edges import PATCHED
-from circuit_trace.visualize.sankey import THEMES, rgba
+from circuit_trace.visualize.colors import PATCHED, THEMES, rgba
 from circuit_trace.visualize.text import token_label
 from circuit_trace.visualize.write import FORMATS
 from tests.models import hooked, tokens
@@ -917,10 +916,9 @@ def test_scores_and_the_same_edges_live_stand_side_by_side(orientation: Any) -> 
     expected = {label.split("<br>")[0]: label for one in beside.data for label in one.link.label}
     assert expected.items() <= labels.items()
     assert labels[EDGE].endswith("mask 0.00")  # not patched in that pass: what it carried
-    note = " ".join(one.text for one in drawn.layout.annotations)
-    said = note.replace("<br>", " ")
-    assert "On each edge: its score. These scores do not say what they measure." in said
-    assert " Beside it: ‖current‖→‖patched‖" in said
+    note = " ".join(one.text for one in drawn.layout.annotations).replace("<br>", " ")
+    assert "On each edge: its score. These scores do not say what they measure." in note
+    assert "Beside it: ‖current‖→‖patched‖" in note
 
 
 def test_the_table_below_has_scores_and_activations() -> None:

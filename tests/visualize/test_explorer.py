@@ -17,10 +17,10 @@ import torch
 
 import circuit_trace as ct
 from circuit_trace.errors import CircuitTraceError, EdgeError, FigureError, InputError, MaskError
+from circuit_trace.visualize.colors import THEMES
 from circuit_trace.visualize.explorer import Explorer, explore
 from circuit_trace.visualize.explorer.data import specification
 from circuit_trace.visualize.explorer.page import render, to_json
-from circuit_trace.visualize.sankey import THEMES
 from circuit_trace.visualize.text import number
 from tests.browser import chromium
 from tests.models import tokens

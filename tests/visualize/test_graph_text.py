@@ -14,9 +14,9 @@ EDGES = {"Resid Start->A0.1.V": 1.0, "A0.1->A1.2.Q": -0.5, "A1.2->Resid End": 0.
 MERMAID_NODE = re.compile(r'\s+(p\d+n\d+)\["([^"]*)"\]:::(embed|attention|mlp|output)')
 MERMAID_EDGE = re.compile(r'\s+(p\d+n\d+) -->(?:\|"([^"]*)"\|)? (p\d+n\d+)')
 QUOTED = r'"((?:[^"\\]|\\.)*)"'
-DOT_NODE = re.compile(rf"\s+(p\d+n\d+) \[label={QUOTED}, fillcolor=\"#\w{{6}}\"\];")
+DOT_NODE = re.compile(rf"\s+\"(p\d+n\d+)\" \[label={QUOTED}, fillcolor=\"#\w{{6}}\"\];")
 DOT_EDGE = re.compile(
-    rf"\s+(p\d+n\d+) -> (p\d+n\d+) \[label={QUOTED}, penwidth=([\d.]+), color=\"#\w{{6}}\"\];"
+    rf"\s+\"(p\d+n\d+)\" -> \"(p\d+n\d+)\" \[label={QUOTED}, penwidth=([\d.]+), color=\"#\w{{6}}\"\];"
 )
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuit_trace.visualize.layout import LABEL_PLACES, Box
+from circuit_trace.visualize.diagram import NAME_SIZE, SHORT_SIZE, Diagram, Panel
+from circuit_trace.visualize.labels import LABEL_PLACES
+from circuit_trace.visualize.panels import MOST_SHORT_LABELS
 from circuit_trace.visualize.sankey import figure
-from circuit_trace.visualize.spec import MOST_SHORT_LABELS, NAME_SIZE, SHORT_SIZE, Diagram, Panel
 from circuit_trace.visualize.text import text_size
 from tests.visualize.pictures import (
     SEQ,
@@ -24,7 +25,6 @@ from tests.visualize.pictures import (
     score_diagram,
     scores,
     size_of,
-    stacking_of,
 )
 
 NAMES = [edge.name for edge in graph().edges]
@@ -38,21 +38,22 @@ WITH = st.dictionaries(
 )
 
 
+NAME = {"h": 12, "v": 40}
+"""Pixels before a node, above it or to the left of it, in which its name stands."""
+
+
 def name_rects(diagram: Diagram, panel: Panel) -> list[Rect]:
     return [
-        Rect.around(
-            *in_figure(diagram, panel, node.name_at), *text_size(node.name, NAME_SIZE * 1.0)
-        )
+        Rect.around(*in_figure(diagram, node.name_at), *text_size(node.name, NAME_SIZE * 1.0))
         for node in panel.nodes
     ]
 
 
 def label_rects(diagram: Diagram, panel: Panel) -> list[Rect]:
     return [
-        Rect.around(
-            *in_figure(diagram, panel, link.short_at), *text_size(link.short, SHORT_SIZE * 1.0)
-        )
+        Rect.around(*in_figure(diagram, link.short_at), *text_size(link.short, SHORT_SIZE * 1.0))
         for link in panel.links
+        if link.short_at is not None
     ]
 
 
@@ -76,8 +77,11 @@ def check_layout(diagram: Diagram) -> None:
 def check_labels_on_links(diagram: Diagram, panel: Panel) -> None:
     """A short label's centre is on the middle line of its link, away from its ends."""
     for link, ends in zip(panel.links, link_ends(diagram, panel), strict=True):
+        if link.short_at is None:
+            assert not link.short
+            continue
         (start, end) = ends if diagram.orientation == "h" else [(y, x) for x, y in ends]
-        at = in_figure(diagram, panel, link.short_at)
+        at = in_figure(diagram, link.short_at)
         along, across = at if diagram.orientation == "h" else at[::-1]
         where = min(LABEL_PLACES, key=lambda t: abs(curve(start, end, t)[0] - along))
         assert curve(start, end, where) == pytest.approx((along, across), abs=0.3)
@@ -157,56 +161,89 @@ def test_layers_follow_the_flow(orientation: str) -> None:
     diagram = score_diagram(random_scores(30, seed=3), orientation=orientation)
     (panel,) = diagram.panels
     depth = {dest.unit: dest.depth for dest in graph().dests} | {"Resid Start": 0}
-    at = {node.name: node.x for node in panel.nodes}
+    at = {node.name: node.at[orientation == "v"] for node in panel.nodes}
     for one, other in pairwise(sorted(at, key=depth.__getitem__)):
         assert (at[one] < at[other]) == (depth[one] < depth[other])
         assert depth[one] < depth[other] or at[one] == at[other]
 
 
-def widths(diagram: Diagram) -> list[float]:
-    """Pixels per unit of weight in each position's diagram."""
-    return [stacking_of(diagram, panel)[1].scale for panel in diagram.panels]
-
-
-def test_one_weight_has_one_width_at_all_positions() -> None:
-    """A chain with branches is drawn no wider than an edge alone, though its domain is taller."""
+@pytest.mark.parametrize("orientation", ["h", "v"])
+def test_one_weight_has_one_width_at_all_positions(orientation: str) -> None:
+    """A chain, whose fullest column is one node, is drawn no wider than branches or an edge alone."""
     branched = ["Resid Start->A0.1.V", "Resid Start->MLP 0", "A0.1->A1.2.Q", "A1.2->Resid End"]
     edges: dict[tuple[int, str], float] = {(4, name): 1.0 for name in branched}
-    edges[1, "MLP 0->A1.0.Q"] = 1.0
-    one, other = widths(score_diagram(scores(edges, SEQ), SEQ))
-    assert one == pytest.approx(other, rel=1e-6)
-
-
-def test_where_widths_must_differ_the_note_says_so() -> None:
-    """Plotly cannot be told to draw a chain of single nodes thinner in a domain that tall."""
-    chain = {(4, "Resid Start->A0.1.V"): 1.0, (4, "A0.1->A1.2.Q"): 1.0}
-    diagram = score_diagram(scores({**chain, (1, "MLP 0->A1.0.Q"): 1.0}, SEQ), SEQ)
-    one, other = widths(diagram)
-    assert other == pytest.approx(2 * one)
-    assert diagram.note.endswith("Each position has its own scale of widths.")
+    edges |= {(2, "Resid Start->A0.1.V"): 1.0, (2, "A0.1->A1.2.Q"): 1.0, (1, "MLP 0->A1.0.Q"): 1.0}
+    drawn = figure(score_diagram(scores(edges, SEQ), SEQ, orientation=orientation))
+    axis, extent = ("y", drawn.layout.height - drawn.layout.margin.t - drawn.layout.margin.b)
+    if orientation == "v":
+        axis, extent = ("x", drawn.layout.width - drawn.layout.margin.l - drawn.layout.margin.r)
+    widths = []
+    for trace in drawn.data:
+        start, end = trace.domain[axis]
+        # All weigh 1, so Plotly's fullest column holds as much as leaves the first node or two ends.
+        fullest = {1: 1, 2: 1, 4: 2}[len(trace.link.value)]
+        widths.append((end - start) * extent / fullest)
+    assert widths == pytest.approx([widths[0]] * 3, abs=0.02)
 
 
 @pytest.mark.parametrize("orientation", ["h", "v"])
 @pytest.mark.parametrize("seed", range(6))
-def test_nodes_do_not_stand_on_links_that_pass_them(seed: int, orientation: str) -> None:
+def test_nodes_and_names_do_not_stand_on_links_that_pass_them(seed: int, orientation: str) -> None:
     diagram = score_diagram(random_scores(14, seed=seed), orientation=orientation)
     (panel,) = diagram.panels
-    flows, stacking = stacking_of(diagram, panel)
     axis = 0 if orientation == "h" else 1
     for rect, node in zip(node_rects(diagram, panel), panel.nodes, strict=True):
         along = (rect.left + rect.right, rect.top + rect.bottom)[axis] / 2
         low, high = (rect.top, rect.bottom) if orientation == "h" else (rect.left, rect.right)
-        for flow, ends in zip(flows, link_ends(diagram, panel), strict=True):
+        for link, ends in zip(panel.links, link_ends(diagram, panel), strict=True):
             start, end = ends if orientation == "h" else [(y, x) for x, y in ends]
-            if panel.nodes[flow.source].x < node.x < panel.nodes[flow.target].x:
+            first, last = (panel.nodes[at].at[axis] for at in (link.source, link.target))
+            if first < node.at[axis] < last:
                 path = [curve(start, end, step / 200) for step in range(201)]
                 middle = min(path, key=lambda point: abs(point[0] - along))[1]
-                half = flow.value * stacking.scale / 2
-                assert middle + half < low + 1 or middle - half > high - 1
+                half = link.value * panel.scale / 2
+                assert middle + half < low - NAME[orientation] or middle - half > high - 1
 
 
-def test_overlap_of_boxes() -> None:
-    one = Box(0.0, 0.0, 4.0, 2.0)
-    assert one.overlap(Box(3.0, 0.0, 4.0, 2.0)) == 2.0
-    assert one.overlap(Box(4.0, 0.0, 4.0, 2.0)) == 0.0
-    assert one.overlap(Box(9.0, 9.0, 4.0, 2.0)) == 0.0
+@pytest.mark.parametrize("orientation", ["h", "v"])
+@pytest.mark.parametrize("seed", range(4))
+def test_links_of_a_node_lie_in_the_order_of_their_far_ends(seed: int, orientation: str) -> None:
+    (panel,) = score_diagram(random_scores(30, seed), orientation=orientation).panels
+    axis = 1 if orientation == "h" else 0
+    for node in range(len(panel.nodes)):
+        for near, far in (("source", "target"), ("target", "source")):
+            links = [n for n in panel.stacking if getattr(panel.links[n], near) == node]
+            ends = [
+                (round(panel.nodes[getattr(panel.links[n], far)].at[axis], 1), n) for n in links
+            ]
+            assert ends == sorted(ends)  # links between the same two nodes in the edges' order
+
+
+@pytest.mark.parametrize("orientation", ["h", "v"])
+def test_what_a_node_feeds_alike_stands_evenly_around_it(orientation: str) -> None:
+    edges = {f"Resid Start->A0.{head}.V": 1.0 for head in range(4)}
+    (panel,) = score_diagram(scores(edges), orientation=orientation).panels
+    source, *heads = (node.at[1 if orientation == "h" else 0] for node in panel.nodes)
+    assert sum(heads) / 4 == pytest.approx(source, abs=0.1)
+    steps = [other - one for one, other in pairwise(heads)]
+    assert steps == pytest.approx([steps[0]] * 3, abs=0.1)
+    assert [node.name for node in panel.nodes] == ["Resid Start", *(f"A0.{h}" for h in range(4))]
+
+
+@pytest.mark.parametrize("orientation", ["h", "v"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_band_of_a_panel_is_empty(seed: int, orientation: str) -> None:
+    """Edges that nothing joins to the others stand no further from them than names need."""
+    diagram = score_diagram(random_scores(8, seed), orientation=orientation)
+    (panel,) = diagram.panels
+    axis = 1 if orientation == "h" else 0
+    taken = [
+        (rect.top, rect.bottom) if axis else (rect.left, rect.right)
+        for rect in node_rects(diagram, panel)
+    ]
+    for ends in link_ends(diagram, panel):
+        taken.append((min(end[axis] for end in ends), max(end[axis] for end in ends)))
+    reached = min(low for low, _ in taken)
+    for low, high in sorted(taken):
+        assert low - reached < {"h": 30, "v": 90}[orientation]
+        reached = max(reached, high)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from circuit_trace.visualize.sankey import THEMES
+from circuit_trace.visualize.colors import THEMES
 from tests.models import tokens
 from tests.visualize.pictures import SEQ, wrapped
 

@@ -10,8 +10,9 @@ import plotly.io as pio
 import pytest
 
 import circuit_trace as ct
-from circuit_trace.visualize.sankey import THEMES, figure
-from circuit_trace.visualize.spec import NODE_NAMES
+from circuit_trace.visualize.colors import THEMES
+from circuit_trace.visualize.diagram import NODE_NAMES
+from circuit_trace.visualize.sankey import figure
 from tests.visualize.pictures import (
     NASTY,
     SEQ,

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 import circuit_trace as ct
-from circuit_trace.visualize.spec import Diagram, Panel
+from circuit_trace.visualize.diagram import Diagram, Panel
+from circuit_trace.visualize.edges import scored_edges
+from circuit_trace.visualize.panels import build_diagram
+from circuit_trace.visualize.picture import Picture
+from circuit_trace.visualize.sankey import figure
+from circuit_trace.visualize.style import Style
 from tests.visualize.pictures import (
     NASTY,
     SEQ,
@@ -72,7 +77,7 @@ def as_text(diagram: Diagram) -> str:
         f"{diagram.orientation}, plot {diagram.plot_width:g} x {diagram.plot_height:.1f}, "
         f"left margin {diagram.left_margin:g}",
         f"note: {diagram.note}",
-        f"legend: {', '.join(name for _, name in diagram.legend)}",
+        f"legend: {', '.join(name for line in diagram.legend_lines for _, name in line)}",
     ]
     return (
         "\n".join([*lines, *(line for panel in diagram.panels for line in panel_lines(panel))])
@@ -84,44 +89,30 @@ def panel_lines(panel: Panel) -> list[str]:
     def place(at: tuple[float, float]) -> str:
         return f"({at[0]:.1f}, {at[1]:.1f})"
 
-    def interval(ends: tuple[float, float]) -> str:
-        return f"{ends[0]:.4f} to {ends[1]:.4f}"
-
     lines = [
         "",
         f"panel at {panel.seq_idx}, title {panel.title}",
-        f"  top {panel.top:.1f}, x {interval(panel.x_domain)}, y {interval(panel.y_domain)}, "
-        f"pad {panel.pad:g}, {panel.n_layers} layers",
+        f"  {panel.width:.1f} x {panel.height:.1f} at {place((panel.left, panel.top))}, "
+        f"scale {panel.scale:.2f}, {panel.n_layers} layers",
     ]
     for node in panel.nodes:
         lines.append(
-            f"  {node.kind} {node.name} at {node.x:.4f}, {node.y:.4f}, name at {place(node.name_at)}"
+            f"  {node.kind} {node.name} at {place(node.at)}, name at {place(node.name_at)}"
         )
     for link in panel.links:
         lines.append(
             f"  {panel.nodes[link.source].name} to {panel.nodes[link.target].name}: "
-            f"{link.value:.4f} {link.color}, {link.short!r} at {place(link.short_at)}"
+            f"{link.value:.4f} {link.color}, {link.short!r}"
+            + ("" if link.short_at is None else f" at {place(link.short_at)}")
         )
         lines += [f"    {line}" for line in link.label.split("<br>")]
     return lines
 
 
-@pytest.mark.parametrize("orientation", ["h", "v"])
-def test_the_heights_of_the_domains_are_in_proportion_to_the_weight(orientation: str) -> None:
-    values = random_scores(25, seed=5, positions=(0, 2, 3, 5), seq_len=SEQ)
-    diagram = score_diagram(values, SEQ, orientation=orientation)
-    assert [panel.seq_idx for panel in diagram.panels] == [0, 2, 3, 5]
-    shares = [
-        (panel.y_domain[1] - panel.y_domain[0]) / sum(link.value for link in panel.links)
-        for panel in diagram.panels
-    ]
-    assert shares == pytest.approx([shares[0]] * 4)
-
-
 @pytest.mark.parametrize("show_all", [False, True])
 @pytest.mark.parametrize("orientation", ["h", "v"])
 @pytest.mark.parametrize("seed", range(3))
-def test_domains_stand_apart_the_first_position_on_top(
+def test_positions_stand_apart_the_first_on_top_all_in_one_scale(
     seed: int, orientation: str, show_all: bool
 ) -> None:
     values = random_scores(20, seed=seed, positions=(4, 1, 2), seq_len=SEQ)
@@ -129,12 +120,15 @@ def test_domains_stand_apart_the_first_position_on_top(
     assert [panel.seq_idx for panel in diagram.panels] == (
         list(range(SEQ)) if show_all else [1, 2, 4]
     )
-    floor = 1.0
+    floor = 0.0
     for panel in diagram.panels:
-        bottom, top = panel.y_domain
-        assert 0 <= bottom < top <= floor
-        floor = bottom
-        assert 0 <= panel.x_domain[0] < panel.x_domain[1] <= 1
+        assert floor <= panel.top < panel.top + panel.height <= diagram.plot_height
+        floor = panel.top + panel.height
+        assert 0 <= panel.left < panel.left + panel.width <= diagram.plot_width
+    assert len({panel.scale for panel in diagram.panels}) == 1
+    for trace in figure(diagram).data:
+        assert 0 <= trace.domain.x[0] < trace.domain.x[1] <= 1
+        assert 0 <= trace.domain.y[0] < trace.domain.y[1] <= 1
 
 
 def test_layer_spacing_gives_every_layer_its_place() -> None:
@@ -143,7 +137,7 @@ def test_layer_spacing_gives_every_layer_its_place() -> None:
     (spaced,) = score_diagram(values, layer_spacing=True).panels
     last = max(dest.depth for dest in graph().dests)
     assert (close.n_layers, spaced.n_layers) == (3, last + 1)
-    at = [[node.x for node in panel.nodes] for panel in (close, spaced)]
+    at = [[node.at[0] for node in panel.nodes] for panel in (close, spaced)]
 
     def shares(x: list[float]) -> list[float]:
         return [(one - x[0]) / (x[-1] - x[0]) for one in x]
@@ -158,21 +152,15 @@ def test_positions_share_their_columns() -> None:
     places: dict[str, set[float]] = {}
     for panel in score_diagram(values, SEQ).panels:
         for node in panel.nodes:
-            places.setdefault(node.name, set()).add(node.x)
+            places.setdefault(node.name, set()).add(node.at[0])
     assert {name: len(x) for name, x in places.items()} == dict.fromkeys(places, 1)
 
 
 @pytest.mark.parametrize("orientation", ["h", "v"])
 def test_an_edge_of_weight_zero_is_thin(orientation: str) -> None:
-    from circuit_trace.visualize.edges import score_edges
-    from circuit_trace.visualize.spec import build_diagram
-
-    values = scores({"Resid Start->A0.1.V": 1.0})
-    drawn = score_edges(graph(), values, 0.0)
-    diagram = build_diagram(
-        graph(), {"": drawn}, titles=None, show_all_seq_pos=False, layer_spacing=False,
-        orientation=orientation, note="", legend=(),
-    )  # fmt: skip
+    drawn = scored_edges(graph(), scores({"Resid Start->A0.1.V": 1.0}), 0.0)
+    picture = Picture(graph(), {"": drawn}, None, "", ())
+    diagram = build_diagram(picture, Style(orientation=orientation))
     widths = sorted({link.value for panel in diagram.panels for link in panel.links})
     assert widths == [0.01, 1.0]
 

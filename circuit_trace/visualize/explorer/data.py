@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,16 @@ from circuit_trace.errors import InputError
 from circuit_trace.graph import DestNode, Edge, Edges, SrcNode
 from circuit_trace.plan import EdgesArg, PruneScores, check_scores, flat_scores
 from circuit_trace.plan.masks import mask_makers
-from circuit_trace.record import BatchIdx, Direction, EdgeNumbers, edge_numbers, pair_of, top_tokens
+from circuit_trace.record import (
+    BatchIdx,
+    Direction,
+    EdgeNumbers,
+    Record,
+    edge_numbers,
+    pair_of,
+    top_tokens,
+)
 from circuit_trace.record import Tokens as TopTokens
-from circuit_trace.trace import Trace
 from circuit_trace.visualize.edges import N_TOKENS, N_VALUES, strongest
 from circuit_trace.visualize.text import visible
 
@@ -42,7 +49,7 @@ Tokens = list[list[Any]]
 
 
 def specification(
-    trace: Trace,
+    trace: Record,
     *,
     edges: EdgesArg | None = None,
     scores: PruneScores | None = None,
@@ -67,46 +74,28 @@ def specification(
     """
     trace.check_batch_idx(batch_idx)
     along = None if direction is None else Direction.read(trace, direction)
-    pair = pair_of(trace)
-    at = "last" if along is not None and trace.graph.seq_len is None else None
-    names = dict(QUANTITIES)
-    if along is not None:
-        what = "current" if pair is None else f"{pair[1]} − {pair[0]}"
-        names["projection"] = f"{what} along {along.name}"
-    graph = trace.graph
-    candidates = (trace.edges or graph.edges).numbers
-    if edges is not None:
-        _, candidates = mask_makers(graph, edges)
+    graph, pair = trace.graph, pair_of(trace)
+    at = "last" if along is not None and graph.seq_len is None else None
     score_of = (
         None if scores is None else flat_scores(graph, check_scores(graph, scores, "The scores"))
     )
-    opens_with = {None: "current", ("clean", "received"): "effect"}.get(pair, "delta")
-    opens_with = opens_with if scores is None else "score"
-    chosen = candidates
-    if len(candidates) > max_edges:
-        if score_of is not None:
-            strengths = score_of[torch.tensor(candidates)]
-        else:
-            all_numbers = edge_numbers(trace, Edges(graph, candidates), batch_idx)
-            strengths = all_numbers.current_norm if pair is None else all_numbers.delta_norm
-        chosen = [candidates[place] for place in strongest(strengths, max_edges)]
+    candidates = (trace.edges or graph.edges).numbers
+    if edges is not None:
+        _, candidates = mask_makers(graph, edges)
+    chosen = _strongest(trace, candidates, score_of, batch_idx, max_edges)
     listed = [graph.edge_at(number) for number in chosen]
     numbers = edge_numbers(trace, listed, batch_idx, N_VALUES, along, at=at)
     columns = _columns(trace, listed, batch_idx, numbers)
     if score_of is not None:
         columns["score"] = score_of[torch.tensor(chosen, dtype=torch.long)]
+    opens_with = {None: "current", ("clean", "received"): "effect"}.get(pair, "delta")
+    opens_with = opens_with if scores is None else "score"
     nodes, units = _nodes(listed)
     positions = sorted({edge.seq_idx for edge in listed}, key=lambda position: position or 0)
     return {
         "positions": _positions(trace, positions, batch_idx),
         "nodes": nodes,
-        "quantities": [
-            [key, name]
-            for key, name in names.items()
-            if key in columns
-            and (trace.patched is not None or key not in PATCHED_ONLY)
-            and (trace.is_patched or key not in CHANGED_ONLY)
-        ],
+        "quantities": _quantities(trace, columns, along),
         "compared": None if pair is None else list(pair),
         "outcome": None if trace.outcome is None else str(trace.outcome),
         "opens_with": opens_with if opens_with in columns else "current",
@@ -124,8 +113,44 @@ def specification(
     }
 
 
+def _strongest(
+    trace: Record,
+    candidates: Sequence[int],
+    score_of: Tensor | None,
+    batch_idx: BatchIdx,
+    max_edges: int,
+) -> Sequence[int]:
+    """The edges that go into the page: where there are too many, those of the largest scores, or
+    those that changed most."""
+    if len(candidates) <= max_edges:
+        return candidates
+    if score_of is not None:
+        strengths = score_of[torch.tensor(candidates)]
+    else:
+        numbers = edge_numbers(trace, Edges(trace.graph, candidates), batch_idx)
+        strengths = numbers.current_norm if numbers.pair is None else numbers.delta_norm
+    return [candidates[place] for place in strongest(strengths, max_edges)]
+
+
+def _quantities(
+    trace: Record, columns: Mapping[str, Tensor], along: Direction | None
+) -> list[list[str]]:
+    """What the widths of links can stand for in this pass, and what that is called."""
+    names, pair = dict(QUANTITIES), pair_of(trace)
+    if along is not None:
+        what = "current" if pair is None else f"{pair[1]} − {pair[0]}"
+        names["projection"] = f"{what} along {along.name}"
+    return [
+        [key, name]
+        for key, name in names.items()
+        if key in columns
+        and (trace.patched is not None or key not in PATCHED_ONLY)
+        and (trace.is_patched or key not in CHANGED_ONLY)
+    ]
+
+
 def _columns(
-    trace: Trace, edges: Sequence[Edge], batch_idx: BatchIdx, numbers: EdgeNumbers
+    trace: Record, edges: Sequence[Edge], batch_idx: BatchIdx, numbers: EdgeNumbers
 ) -> dict[str, Tensor]:
     """The numbers that a page shows, by name."""
     pair, at = numbers.pair, numbers.at
@@ -152,7 +177,7 @@ def _columns(
     return {name: column for name, column in columns.items() if column is not None}
 
 
-def _where(trace: Trace, numbers: EdgeNumbers, batch_idx: BatchIdx) -> dict[str, list[Any]]:
+def _where(trace: Record, numbers: EdgeNumbers, batch_idx: BatchIdx) -> dict[str, list[Any]]:
     """The position that each edge's numbers are taken at, and its token."""
     tokens = None if batch_idx == "mean" else trace.token_strings(batch_idx)
     at = numbers.at.tolist()
@@ -171,7 +196,7 @@ def _nodes(edges: Sequence[Edge]) -> tuple[list[dict[str, Any]], dict[str, int]]
 
 
 def _positions(
-    trace: Trace, positions: Sequence[int | None], batch_idx: BatchIdx
+    trace: Record, positions: Sequence[int | None], batch_idx: BatchIdx
 ) -> list[dict[str, Any]]:
     """Positions and their tokens; the one entry of a model without positions is empty."""
     tokens = None if batch_idx == "mean" else trace.token_strings(batch_idx)
@@ -185,7 +210,7 @@ def _positions(
 
 
 def _top_tokens(
-    trace: Trace, edges: Sequence[Edge], batch_idx: BatchIdx, numbers: EdgeNumbers
+    trace: Record, edges: Sequence[Edge], batch_idx: BatchIdx, numbers: EdgeNumbers
 ) -> list[tuple[TopTokens, TopTokens]] | None:
     """The tokens that each edge promotes and suppresses most, None where that cannot be known."""
     try:

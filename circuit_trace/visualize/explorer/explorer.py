@@ -11,12 +11,11 @@ from circuit_trace.errors import FigureError
 from circuit_trace.files import checked_path, writing
 from circuit_trace.graph import whole_number
 from circuit_trace.plan import EdgesArg, PruneScores
-from circuit_trace.record import BatchIdx
-from circuit_trace.trace import Trace
-from circuit_trace.visualize.edges import score_legend
+from circuit_trace.record import BatchIdx, Record
+from circuit_trace.visualize.caption import score_legend
+from circuit_trace.visualize.colors import theme_named
 from circuit_trace.visualize.explorer.data import specification
 from circuit_trace.visualize.explorer.page import packed, render
-from circuit_trace.visualize.options import theme_named
 
 MAX_EDGES = 2000
 """How many edges a page holds unless more are asked for; some hundred bytes each."""
@@ -64,7 +63,7 @@ class Explorer:
 
 
 def explore(
-    trace: Trace,
+    trace: Record,
     *,
     edges: EdgesArg | None = None,
     scores: PruneScores | None = None,
@@ -103,7 +102,7 @@ def explore(
         InputError: There is no such batch element, or the direction does not fit the model.
         FigureError: An option is out of range, or the file cannot be written.
     """
-    if not isinstance(trace, Trace):
+    if not isinstance(trace, Record):
         raise FigureError(f"Expected a Trace to explore; got {type(trace).__name__}.")
     most = whole_number(max_edges)
     if most is None or most < 1:

@@ -12,14 +12,14 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from circuit_trace.visualize.edges import (
+from circuit_trace.visualize.caption import (
     CURRENT_PROJECTION_LEGEND,
     LIVE_LEGEND,
     PROJECTION_LEGEND,
     SCORE_LEGEND,
 )
-from circuit_trace.visualize.sankey import Theme
-from circuit_trace.visualize.spec import NODE_NAMES
+from circuit_trace.visualize.colors import Theme
+from circuit_trace.visualize.diagram import NODE_NAMES
 
 MARK = re.compile(r"\{\{(\w+)\}\}")
 

@@ -1,12 +1,19 @@
-"""A Sankey diagram as SVG, its nodes where it says and its links stacked at them as Plotly does."""
+"""A Sankey diagram as SVG, its nodes where it says and links stacked as they come, as in Plotly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from circuit_trace.visualize.layout import NODE_THICKNESS, Box, Placed, aligned
-from circuit_trace.visualize.plotly_layout import Flow, node_values, stack
+from circuit_trace.visualize.layout import (
+    NODE_THICKNESS,
+    Box,
+    Flow,
+    Point,
+    link_ends,
+    node_values,
+)
+from circuit_trace.visualize.plotly_scale import plotly_scale
 from circuit_trace.visualize.still.area import Area
 
 
@@ -17,29 +24,27 @@ def diagram(trace: Mapping[str, Any], area: Area) -> str:
     flows = [Flow(int(source), int(target), float(value)) for source, target, value in ends]
     is_h = trace.get("orientation", "h") == "h"
     breadth = place.height if is_h else place.width
-    stacking = stack(len(node["x"]), flows, breadth, float(node.get("pad", 20)))
+    count = len(node["x"])
+    scale = plotly_scale(count, flows, breadth, float(node.get("pad", 20)))
     thickness = float(node.get("thickness", NODE_THICKNESS))
     # In both orientations Plotly takes a node's place along the flow from the domain's width.
     boxes = [
-        Box(along * place.width, across * place.height, thickness, value * stacking.scale)
+        Box(along * place.width, across * place.height, thickness, value * scale)
         for along, across, value in zip(
-            node["x"], node["y"], node_values(len(node["x"]), flows), strict=True
+            node["x"], node["y"], node_values(count, flows), strict=True
         )
     ]
-    across = [box.across for box in boxes]
-    placed = aligned(Placed(tuple(boxes), (), breadth), across, breadth, flows, stacking)
+    spots = link_ends(boxes, flows, scale, range(len(flows)))
     links = [
-        f'<path class="sankey-link" d="{_path(placed, number, flow, stacking.scale)}" fill="{color}"'
-        f"{_outline(flow.value * stacking.scale, color)}/>"
-        for number, (flow, color) in enumerate(
-            zip(flows, _each(link["color"], len(flows)), strict=True)
-        )
+        f'<path class="sankey-link" d="{_path(boxes, flow, spot, scale)}" fill="{color}"'
+        f"{_outline(flow.value * scale, color)}/>"
+        for flow, spot, color in zip(flows, spots, _each(link["color"], len(flows)), strict=True)
     ]
     nodes = [
         f'<rect class="sankey-node" x="{box.along - box.length / 2:.1f}" '
         f'y="{box.across - box.breadth / 2:.1f}" width="{box.length:.1f}" '
         f'height="{max(box.breadth, 0.5):.1f}" fill="{color}"/>'
-        for box, color in zip(placed.nodes, _each(node["color"], len(boxes)), strict=True)
+        for box, color in zip(boxes, _each(node["color"], len(boxes)), strict=True)
     ]
     turn = "" if is_h else " matrix(0 1 1 0 0 0)"  # along and across change places
     return (
@@ -58,12 +63,12 @@ def _outline(width: float, color: str) -> str:
     return f' stroke="{color}" stroke-width="1"' if width <= 1 else ""
 
 
-def _path(placed: Placed, number: int, flow: Flow, scale: float) -> str:
+def _path(nodes: Sequence[Box], flow: Flow, ends: Point, scale: float) -> str:
     """A link's outline: a cubic along either side, level at both ends."""
-    source, target = placed.nodes[flow.source], placed.nodes[flow.target]
+    source, target = nodes[flow.source], nodes[flow.target]
     start, end = source.along + source.length / 2, target.along - target.length / 2
     middle, half = (start + end) / 2, flow.value * scale / 2
-    leaves, enters = placed.ends[number]
+    leaves, enters = ends
 
     def side(by: float) -> tuple[str, ...]:
         """Along one side: where it begins, the two points that bend it, and where it ends."""
