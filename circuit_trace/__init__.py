@@ -43,7 +43,9 @@ from typing import TYPE_CHECKING, Any
 
 from circuit_trace.anatomy import Anatomy as Anatomy
 from circuit_trace.anatomy import DestSite as DestSite
+from circuit_trace.anatomy import HeadsPoint as HeadsPoint
 from circuit_trace.anatomy import Point as Point
+from circuit_trace.anatomy import PostNorm as PostNorm
 from circuit_trace.anatomy import Reader as Reader
 from circuit_trace.anatomy import SourceSite as SourceSite
 from circuit_trace.anatomy import Unembed as Unembed
@@ -69,6 +71,10 @@ from circuit_trace.model import wrap as wrap
 from circuit_trace.plan import AblationType as AblationType
 from circuit_trace.plan import PruneScores as PruneScores
 from circuit_trace.plan import SourceOutputs as SourceOutputs
+from circuit_trace.record import DestFlow as DestFlow
+from circuit_trace.record import EdgeFlow as EdgeFlow
+from circuit_trace.record import HeadRecord as HeadRecord
+from circuit_trace.record import Outcome as Outcome
 from circuit_trace.score.acdc import AcdcResult as AcdcResult
 from circuit_trace.score.acdc import acdc as acdc
 from circuit_trace.score.circuit import circuit as circuit
@@ -79,6 +85,7 @@ from circuit_trace.score.faithfulness import FaithfulnessCurves as FaithfulnessC
 from circuit_trace.score.faithfulness import faithfulness as faithfulness
 from circuit_trace.score.scores import Circuit as Circuit
 from circuit_trace.score.scores import EdgeScores as EdgeScores
+from circuit_trace.score.scores import ScoresDiff as ScoresDiff
 from circuit_trace.trace import Trace as Trace
 from circuit_trace.trace import TraceDiff as TraceDiff
 
@@ -92,17 +99,87 @@ if TYPE_CHECKING:
     from circuit_trace.integrations.models import (  # pyright: ignore[reportMissingImports]
         load_model as load_model,
     )
+    from circuit_trace.integrations.networkx import (  # pyright: ignore[reportMissingImports]
+        from_networkx as from_networkx,
+    )
+    from circuit_trace.integrations.networkx import (  # pyright: ignore[reportMissingImports]
+        to_networkx as to_networkx,
+    )
     from circuit_trace.visualize import draw_difference as draw_difference
     from circuit_trace.visualize import draw_faithfulness as draw_faithfulness
     from circuit_trace.visualize import draw_seq_graph as draw_seq_graph
+    from circuit_trace.visualize import explore as explore
     from circuit_trace.visualize import net_viz as net_viz
+
+__all__ = [
+    "AblationType",
+    "AcdcResult",
+    "Anatomy",
+    "AnatomyError",
+    "Circuit",
+    "CircuitTraceError",
+    "DataWarning",
+    "DestFlow",
+    "DestNode",
+    "DestSite",
+    "Edge",
+    "EdgeError",
+    "EdgeFlow",
+    "EdgeScores",
+    "EdgeWarning",
+    "Faithfulness",
+    "FaithfulnessCurves",
+    "FigureError",
+    "FormatError",
+    "FormatWarning",
+    "Graph",
+    "HeadRecord",
+    "HeadsPoint",
+    "InputError",
+    "MaskError",
+    "MaskWarning",
+    "NoTraceError",
+    "Outcome",
+    "PatchableModel",
+    "Point",
+    "PostNorm",
+    "PruneScores",
+    "Reader",
+    "RecordWarning",
+    "ScoresDiff",
+    "SourceOutputs",
+    "SourceSite",
+    "SrcNode",
+    "Trace",
+    "TraceDiff",
+    "Unembed",
+    "acdc",
+    "circuit",
+    "draw_difference",
+    "draw_faithfulness",
+    "draw_seq_graph",
+    "exact_scores",
+    "explore",
+    "faithfulness",
+    "from_networkx",
+    "load_model",
+    "load_scores",
+    "net_viz",
+    "save_scores",
+    "score_edges",
+    "to_networkx",
+    "wrap",
+]
 
 _LATER = {
     "visualize": "circuit_trace.visualize",
     "draw_seq_graph": "circuit_trace.visualize",
     "draw_difference": "circuit_trace.visualize",
     "draw_faithfulness": "circuit_trace.visualize",
+    "explore": "circuit_trace.visualize",
     "net_viz": "circuit_trace.visualize",
+    "from_networkx": "circuit_trace.integrations.networkx",
+    "to_networkx": "circuit_trace.integrations.networkx",
     "load_model": "circuit_trace.integrations.models",
     "load_scores": "circuit_trace.integrations.files",
     "save_scores": "circuit_trace.integrations.files",
@@ -120,5 +197,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Also what is imported later, so that completion finds it."""
-    return sorted({*globals(), *_LATER})
+    """What completion shows: what is meant to be used, also where it is imported later."""
+    return list(__all__)

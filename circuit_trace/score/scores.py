@@ -193,11 +193,14 @@ class EdgeScores(dict[str, Tensor]):
         return ScoresDiff(self, EdgeScores(checked, graph=self.graph))
 
     def save(self, path: Any, **options: Any) -> None:
-        """Write these scores as a file; `circuit_trace.save_scores` lists the options.
+        """Write these scores as a file; `circuit_trace.save_scores` lists the options. A .pt file holds
+        them as they are unless another `format` is asked for.
 
         Raises:
             FormatError, InputError: As there.
         """
+        if str(path).endswith(".pt"):
+            options = {"format": "prune_scores", **options}
         _formats().save_scores(self, path, self.known_graph, **options)
 
     @classmethod

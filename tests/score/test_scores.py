@@ -6,6 +6,7 @@ import io
 import pickle
 import pickletools
 import re
+import warnings
 from copy import copy, deepcopy
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 import circuit_trace as ct
 from circuit_trace import EdgeScores
 from circuit_trace.demo.prompts import ANSWERS, CLEAN, CORRUPT
+from circuit_trace.graph import Shape
 
 NAME = "blocks.1.hook_resid_post"
 
@@ -115,3 +117,111 @@ def _through_torch(scores: EdgeScores) -> dict[str, torch.Tensor]:
     saved = io.BytesIO()
     torch.save(scores, saved)
     return torch.load(io.BytesIO(saved.getvalue()), weights_only=True)
+
+
+SHAPE = Shape(n_layers=2, n_heads=3, n_kv_heads=3)
+
+
+def random_scores(seq_len: int | None, seed: int = 0) -> ct.EdgeScores:
+    """A score for each edge of a small model, some of them 0."""
+    graph = SHAPE.graph(seq_len)
+    generator = torch.Generator().manual_seed(seed)
+    scores = {}
+    for module in graph.modules:
+        shape = module.shape if seq_len is None else (seq_len, *module.shape)
+        found = torch.randn(shape, generator=generator)
+        scores[module.name] = found.masked_fill(found.abs() < 0.3, 0)
+    return EdgeScores(scores, graph=graph)
+
+
+def by_hand(scores: ct.EdgeScores) -> dict[str, float]:
+    """Every edge's score by its name, read from the tensors."""
+    found = {}
+    for edge in scores.graph.edges:
+        tensor = dict(scores)[edge.dest.module_name]
+        tensor = tensor if edge.seq_idx is None else tensor[edge.seq_idx]
+        tensor = tensor if edge.dest.head is None else tensor[edge.dest.slot]
+        found[str(edge)] = float(tensor[edge.src.idx])
+    return found
+
+
+@pytest.mark.parametrize("seq_len", [None, 3])
+def test_an_edges_score_by_its_name(seq_len: int | None) -> None:
+    scores = random_scores(seq_len)
+    for name, value in by_hand(scores).items():
+        assert scores[name] == value
+    for edge in scores.graph.edges[:5]:
+        assert scores[edge] == by_hand(scores)[str(edge)]
+    assert scores["blocks.0.hook_q_input"] is dict(scores)["blocks.0.hook_q_input"]
+    if seq_len:
+        every = scores["A0.1->A1.2.Q"]
+        assert every.tolist() == [scores[at, "A0.1->A1.2.Q"] for at in range(seq_len)]
+    with pytest.raises(ct.EdgeError, match=r"Unknown destination 'A9\.9\.Q'"):
+        scores["A0.1->A9.9.Q"]
+    with pytest.raises(KeyError):
+        scores["blocks.9.hook_q_input"]
+
+
+@pytest.mark.parametrize("seq_len", [None, 3])
+def test_tables_of_scores(seq_len: int | None) -> None:
+    scores, known = random_scores(seq_len), by_hand(random_scores(seq_len))
+    table = scores.table()
+    positions = [""] * len(table) if seq_len is None else [f" @{at}" for at in table["seq_idx"]]
+    named = [edge + at for edge, at in zip(table["edge"], positions, strict=True)]
+    expected = {name: value for name, value in known.items() if value != 0}
+    assert dict(zip(named, table["score"], strict=True)) == pytest.approx(expected)
+    assert len(scores.table("*->*")) == len(known)
+    strongest = sorted(known.values(), key=abs, reverse=True)[:7]
+    assert scores.top(7)["score"].tolist() == pytest.approx(strongest)
+    kept = scores.above(1.0)
+    assert by_hand(kept) == {n: v if abs(v) >= 1 else 0.0 for n, v in known.items()}
+    for wrong in (-1, "much", float("nan")):
+        with pytest.raises(ct.InputError, match="threshold must be a number, 0 or more"):
+            scores.above(wrong)
+
+
+def test_a_circuit_of_scores_is_that_of_the_function() -> None:
+    scores = random_scores(3)
+    for options in ({"n_edges": 20}, {"n_edges": 12, "method": "greedy"}, {"fraction": 0.2}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mine, functions = scores.circuit(**options), ct.circuit({**scores}, **options)
+        assert all(torch.equal(mine[name], functions[name]) for name in scores)
+        assert type(mine) is ct.Circuit
+
+
+def test_what_differs_between_scores() -> None:
+    one, two = random_scores(None, 0), random_scores(None, 1)
+    table = one.diff({**two}).table("*->*")
+    first, second = by_hand(one), by_hand(two)
+    assert table["change"].tolist() == pytest.approx([second[e] - first[e] for e in table["edge"]])
+    largest = max(first, key=lambda name: abs(second[name] - first[name]))
+    assert one.diff(two).top(1)["edge"].tolist() == [largest]
+    words = " ".join(note.text for note in one.diff(two).draw().layout.annotations)
+    assert "before→after" in words
+    with pytest.raises(ct.MaskError):
+        one.diff(random_scores(3))
+
+
+@pytest.mark.parametrize("seq_len", [None, 3])
+def test_scores_are_kept_in_a_file(seq_len: int | None, tmp_path: Path) -> None:
+    scores = random_scores(seq_len)
+    for name in ("a.pt", "b.graphml") if seq_len is None else ("a.pt",):
+        scores.save(tmp_path / name)
+        read = EdgeScores.load(tmp_path / name)
+        assert type(read) is EdgeScores
+        assert by_hand(read) == pytest.approx(by_hand(scores))
+        assert read.graph.is_like(scores.graph)
+
+
+def test_scores_that_do_not_say_their_graph() -> None:
+    scores = EdgeScores({"mine": torch.ones(2)})
+    with pytest.raises(ct.FormatError, match="do not say what model they are for"):
+        scores.top(3)
+    assert torch.equal(scores["mine"], torch.ones(2))
+
+
+def test_the_picture_needs_no_model() -> None:
+    scores = random_scores(None)
+    expected = ct.draw_seq_graph(scores.graph, {**scores}, display_ipython=False)
+    assert scores.draw().data == expected.data
