@@ -9,6 +9,8 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
+from tests.conftest import FAST
+
 ROOMS = (
     "errors", "warn", "text", "files", "file_kinds", "progress",
     "graph", "anatomy", "plan", "hooks", "trace", "engine", "copies", "score", "visualize",
@@ -139,3 +141,12 @@ WAYS = {
 @pytest.mark.parametrize("module", ["plan", "plan.masks"])
 def test_no_way_to_import_is_overlooked(module: str, way: str) -> None:
     assert imported(module, WAYS[way]) == {"graph"}
+
+
+def test_what_is_fast_is_there_and_touches_every_room() -> None:
+    for one in FAST:
+        place, _, name = one.partition("::")
+        assert f"def {name or 'test_'}" in (ROOT / "tests" / f"{place}.py").read_text("utf-8"), one
+    rooms = {one.partition("/")[0].partition("::")[0].removeprefix("test_") for one in FAST}
+    tried = {"anatomy", "graph", "plan", "hooks", "trace", "score", "visualize", "integrations"}
+    assert rooms >= {*tried, "cli"}

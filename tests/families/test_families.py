@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import circuit_trace as ct
 from circuit_trace.integrations.transformer_lens import anatomy
-from circuit_trace.trace import Lens
+from circuit_trace.trace import lens_of
 from circuit_trace.trace.inputs import stream_at
 from tests.families.models import (
     COHERE,
@@ -101,7 +101,7 @@ def test_outputs_have_shares_of_the_logits(architecture: str) -> None:
     model = wrapped(architecture)
     trace = model.trace(tokens(1), corrupt=tokens(2), edges=["A0.1->Resid End", "MLP 1->Resid End"])
     received = stream_at(trace, model.dests[-1], 1)
-    shares = Lens.of(trace, 1).logits(received, range(trace.seq))
+    shares = lens_of(trace, 1).logits(received, range(trace.seq))
     unembed = model.anatomy.unembed
     assert unembed is not None
     nothing = unembed.norm(torch.zeros_like(received)[None])[0] @ unembed.weight()
@@ -170,7 +170,7 @@ def test_a_pattern_shown_after_it_was_used_is_recorded_as_used(architecture: str
     """What a user's hook returns there has no effect on the pass, which the bridge may warn of."""
     model = ct.wrap(bridge(architecture))
     plain = model.trace(tokens(1), heads="A0.1")
-    model.wrapped_model.blocks[0].attn.hook_pattern.add_hook(lambda tensor, hook: tensor * 2)
+    model.wrapped_model.blocks[0].attn.hook_pattern.add_hook(lambda tensor, hook: tensor * 2)  # pyright: ignore[reportAttributeAccessIssue]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         edited = model.trace(tokens(1), heads="A0.1")
