@@ -30,10 +30,10 @@ EXPERTS: dict[str, Callable[..., Any]] = {
     ),
     "Qwen3MoeForCausalLM": lambda **sizes: transformers.Qwen3MoeConfig(
         **sizes,
-        head_dim=16,
+        head_dim=16,  # pyright: ignore[reportCallIssue]
         num_experts=16,
         num_experts_per_tok=4,
-        moe_intermediate_size=32,  # pyright: ignore[reportCallIssue]
+        moe_intermediate_size=32,
     ),
 }
 
