@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # A worker for each core; the tests of a file stay together, since they share what is slow to make.
 PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: install demo test test-real test-compat lint format train benchmark benchmark-peer gallery clean
+.PHONY: install demo test test-real test-compat test-oldest lint format train benchmark benchmark-peer gallery clean
 
 install: $(INSTALLED)
 
@@ -38,7 +38,8 @@ $(REAL)/config.json: | $(INSTALLED)
 test-real: install $(REAL)/config.json
 	CIRCUIT_TRACE_REAL_MODEL=$(REAL) $(BIN)/python -m pytest $(PARALLEL) tests/real
 
-# The engine under the other TransformerLens lines, each in an environment of its own.
+# The engine under the other TransformerLens lines, each in an environment of its own; that of line 2 has the
+# oldest versions that pyproject.toml allows of all else.
 TL2 := $(VENV)-tl2
 TL4 := $(VENV)-tl4
 COMPAT := tests/test_exactness.py tests/integrations/test_models.py tests/integrations/test_shape.py tests/demo \
@@ -66,6 +67,9 @@ $(TL4)/.installed: pyproject.toml .ci/constraints-tl4.txt
 test-compat: $(TL2)/.installed $(TL4)/.installed
 	CIRCUIT_TRACE_REQUIRE_PEER=1 $(TL2)/bin/python -m pytest $(PARALLEL) tests/peer $(COMPAT)
 	$(TL4)/bin/python -m pytest $(PARALLEL) tests/families $(COMPAT)
+
+test-oldest: $(TL2)/.installed
+	$(TL2)/bin/python -m pytest $(PARALLEL) -m fast
 
 lint: install
 	$(BIN)/ruff check .

@@ -59,7 +59,7 @@ def footprint(model: nn.Module) -> Footprint:
     return Footprint(
         hooks=hooks_of(model),
         lens_hooks={
-            name: [*module.fwd_hooks, *module.bwd_hooks]
+            name: [*module.fwd_hooks, *module.bwd_hooks]  # pyright: ignore[reportGeneralTypeIssues]
             for name, module in model.named_modules()
             if hasattr(module, "fwd_hooks")
         },

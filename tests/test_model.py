@@ -93,7 +93,7 @@ def test_a_copy_of_a_wrapped_model_is_whole() -> None:
     """Deep copies are how people keep a model's former weights."""
     twin = copy.deepcopy(ct.wrap(CASES["hooked LN"].build()))
     with torch.no_grad():
-        twin.wrapped_model.blocks[0].attn.W_O.mul_(3)
+        twin.wrapped_model.blocks[0].attn.W_O.mul_(3)  # pyright: ignore[reportAttributeAccessIssue]
     trace = twin.trace(CLEAN, corrupt=CORRUPT, edges=["A0.1->A1.2.Q"])
     assert trace.reconstruction_error() < 1e-5
 
@@ -104,7 +104,7 @@ E1, E2, E3 = "A0.1->A1.2.Q", "A0.2->A1.2.Q", "A0.3->MLP 1"
 
 
 def asks(edges: dict[str, float]) -> list[Ask]:
-    return [Ask(*edge.split("->"), None, mask) for edge, mask in edges.items()]
+    return [Ask(*edge.split("->"), None, mask) for edge, mask in edges.items()]  # pyright: ignore[reportCallIssue]
 
 
 def test_an_inner_context_adds_to_the_outer_one(name: str, model: ct.PatchableModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,9 +29,6 @@ from .nodes import (
     SrcNode,
     in_transformer_lens,
 )
-
-if TYPE_CHECKING:
-    from .patching import OpenPatch
 
 
 def patchable_model(
@@ -109,7 +106,7 @@ class PatchableModel(nn.Module):
         self.engine = engine
         self.separate_qkv = separate_qkv
         self.kv_caches = _by_batch_size(kv_caches)
-        self.open_patch: OpenPatch | None = None
+        self.open_patch: Any = None  # that of `patch_mode`, while one is open
         dtype = _dtype(engine.wrapped_model)
         graph = engine.graph
         self.patch_masks = {

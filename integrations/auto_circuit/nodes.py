@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,8 +13,20 @@ from torch import Tensor
 import circuit_trace as ct
 from circuit_trace.graph import Edges, Graph
 
-if TYPE_CHECKING:
-    from .model import PatchableModel, PatchWrapper
+
+@runtime_checkable
+class Masked(Protocol):
+    """What has a mask for each edge, as a `PatchableModel` does."""
+
+    @property
+    def patch_masks(self) -> Any:
+        """The masks by their modules' names."""
+        ...
+
+    def dest_wrapper(self, module_name: str) -> Any:
+        """The module that holds a destination's masks."""
+        ...
+
 
 HEAD_DIM = 2
 """The axis of heads in `[batch, seq, head, d_model]`."""
@@ -51,7 +63,7 @@ class DestNode(Node):
 
     min_src_idx: int = 0
 
-    def module(self, model: PatchableModel) -> PatchWrapper:
+    def module(self, model: Masked) -> Any:
         """The module that holds this node's masks."""
         return model.dest_wrapper(self.module_name)
 
@@ -70,7 +82,7 @@ class Edge(ct.Edge):
         lead = (self.seq_idx, self.dest.head_idx)
         return (*(i for i in lead if i is not None), self.src.src_idx - self.dest.min_src_idx)
 
-    def patch_mask(self, model: PatchableModel) -> torch.nn.Parameter:
+    def patch_mask(self, model: Masked) -> torch.nn.Parameter:
         """The masks of the destination's module, `[seq?] [head?] [n_sources]`."""
         return model.patch_masks[self.dest.module_name]
 

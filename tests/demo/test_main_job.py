@@ -71,7 +71,7 @@ def test_the_table_is_ordered_and_holds_the_traced_edges(report: Report) -> None
     assert len(report.table) == 16
     assert list(report.table["score"].abs()) == sorted(report.table["score"].abs())[::-1]
     traced = {str(edge) for edge in report.trace.edges}
-    assert {f"{row.edge} @{row.seq_idx}" for row in report.table.itertuples()} == traced
+    assert {f"{row.edge} @{row.seq_idx}" for row in report.table.itertuples()} == traced  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_the_strongest_edges_together_turn_the_answer_round(report: Report) -> None:

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import circuit_trace as ct
 from circuit_trace.integrations.transformer_lens import anatomy
+from circuit_trace.record import lens_of
 from circuit_trace.record.inputs import stream_at
 from tests.families.models import (
     COHERE,
@@ -169,7 +170,7 @@ def test_a_pattern_shown_after_it_was_used_is_recorded_as_used(architecture: str
     """What a user's hook returns there has no effect on the pass, which the bridge may warn of."""
     model = ct.wrap(bridge(architecture))
     plain = model.trace(tokens(1), heads="A0.1")
-    model.wrapped_model.blocks[0].attn.hook_pattern.add_hook(lambda tensor, hook: tensor * 2)
+    model.wrapped_model.blocks[0].attn.hook_pattern.add_hook(lambda tensor, hook: tensor * 2)  # pyright: ignore[reportAttributeAccessIssue]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         edited = model.trace(tokens(1), heads="A0.1")

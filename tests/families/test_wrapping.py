@@ -29,7 +29,11 @@ EXPERTS: dict[str, Callable[..., Any]] = {
         **sizes, num_experts=16, num_experts_per_tok=4
     ),
     "Qwen3MoeForCausalLM": lambda **sizes: transformers.Qwen3MoeConfig(
-        **sizes, head_dim=16, num_experts=16, num_experts_per_tok=4, moe_intermediate_size=32
+        **sizes,
+        head_dim=16,  # pyright: ignore[reportCallIssue]
+        num_experts=16,
+        num_experts_per_tok=4,
+        moe_intermediate_size=32,
     ),
 }
 
@@ -126,8 +130,8 @@ class Packed(nn.Module):
 
     def __init__(self, base: nn.Module, *, rounds_input: bool = False) -> None:
         super().__init__()
-        self.scale = base.weight.detach().abs().max() / 127
-        packed = (base.weight.detach() / self.scale).round().to(torch.int8)
+        self.scale = base.weight.detach().abs().max() / 127  # pyright: ignore[reportCallIssue]
+        packed = (base.weight.detach() / self.scale).round().to(torch.int8)  # pyright: ignore[reportCallIssue]
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.bias, self.rounds_input = base.bias, rounds_input
 

@@ -230,7 +230,7 @@ def unpatched_by_hand(twin: Any) -> dict[str, Tensor]:
     for name, module in twin.named_modules():
         if isinstance(module, changes.Splice):  # it stands where a hook point was
             module.register_forward_hook(
-                lambda _m, _i, out, name=name: passed.update({name: out.detach()})
+                lambda _m, _i, out, name=name: passed.update({name: out.detach()})  # pyright: ignore[reportAttributeAccessIssue]
             )
     with torch.no_grad():
         clean, (_, cache) = twin(CLEAN), twin.run_with_cache(CORRUPT)
@@ -376,5 +376,5 @@ def test_unverified_models_are_not_compared() -> None:
     name = TWO[-1]
     model = ct.wrap(CASES[name].build(), verify=False)
     hook = ("blocks.1.ln1.hook_normalized", lambda tensor, hook: tensor * 1.5)
-    with model.wrapped_model.hooks(fwd_hooks=[hook]):
+    with model.wrapped_model.hooks(fwd_hooks=[hook]):  # pyright: ignore[reportCallIssue]
         assert model.trace(CLEAN, corrupt=CORRUPT, edges=["A0.1->A1.2.Q"]).logits is not None

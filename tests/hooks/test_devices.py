@@ -30,7 +30,7 @@ class Spread(ToyModel):
     def forward(self, x: Tensor) -> Tensor:
         x = self.start(x)
         for layer in self.layers:
-            x = layer(x.to(layer.factors.device))
+            x = layer(x.to(layer.factors.device))  # pyright: ignore[reportCallIssue]
         return self.end(x)
 
 

@@ -30,7 +30,7 @@ def patched_by_hand(toy: ToyModel) -> Tensor:
     """The toy's output with `EDGES` patched, each layer written out."""
     clean, corrupt = CLEAN_INPUT, CORRUPT_INPUT
     first, second = (layer.factors for layer in toy.layers)
-    wrote, wrote_corrupt = ([x * factor for factor in first] for x in (clean, corrupt))
+    wrote, wrote_corrupt = ([x * factor for factor in first] for x in (clean, corrupt))  # pyright: ignore[reportGeneralTypeIssues]
     middle, middle_corrupt = clean + sum(wrote), corrupt + sum(wrote_corrupt)
     read = middle - wrote[1] + wrote_corrupt[1]  # by B1.0
     last, last_corrupt = middle * second[1], middle_corrupt * second[1]

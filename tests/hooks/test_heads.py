@@ -222,11 +222,11 @@ def test_what_a_users_hook_makes_of_a_pattern_is_what_the_heads_used(
     model: ct.PatchableModel,
 ) -> None:
     plain = model.trace(CLEAN, heads="A0.*").head("A0.1")
-    model.wrapped_model.blocks[0].attn.hook_pattern.add_hook(double)
+    model.wrapped_model.blocks[0].attn.hook_pattern.add_hook(double)  # pyright: ignore[reportAttributeAccessIssue]
     trace = model.trace(CLEAN, heads="A0.*")
     head = trace.head("A0.1")
     assert_close(head.pattern, plain.pattern * 2)
-    W_O = model.wrapped_model.blocks[0].attn.W_O[1]
+    W_O = model.wrapped_model.blocks[0].attn.W_O[1]  # pyright: ignore[reportAttributeAccessIssue]
     assert_close(head.pattern @ head.v @ W_O, trace.current["A0.1"], **CLOSE)
 
 

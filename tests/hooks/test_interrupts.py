@@ -70,7 +70,7 @@ class Toy:
 
 def _by_hand(toy: ToyModel) -> Tensor:
     """The toy's arithmetic with the two edges patched."""
-    (first, second), end = (layer.factors.detach() for layer in toy.layers), X
+    (first, second), end = (layer.factors.detach() for layer in toy.layers), X  # pyright: ignore[reportCallIssue]
     heads = [X * first[head] for head in (0, 1)]
     stream = X + heads[0] + heads[1]
     written = [(stream + (Y - X)) * second[0], stream * second[1]]

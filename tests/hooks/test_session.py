@@ -449,9 +449,9 @@ def scale(factor: float, *, head: int | None = None, position: int | None = None
         tensor = tensor.clone()
         at = [slice(None)] * 3
         if position is not None:
-            at[1] = position
+            at[1] = position  # pyright: ignore[reportCallIssue]
         if head is not None:
-            at[2] = head
+            at[2] = head  # pyright: ignore[reportCallIssue]
         tensor[tuple(at)] *= factor
         return tensor
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import circuit_trace as ct
-from circuit_trace.model import Patching
+from circuit_trace.engine import Patching
 from tests.footprint import hooks_of
 from tests.models import CASES, TYPICAL, oracle, tokens
 from tests.oracle import Ask

@@ -29,7 +29,7 @@ def test_a_prefix_from_the_key_value_cache(name: str) -> None:
     edges = [(seq_idx, edge) for seq_idx in range(4, 10) for edge in EDGES]
     expected = wrapped(name, 10).trace(whole[0], corrupt=whole[1], edges=edges)
 
-    cached = of_lens.key_value_cache.TransformerLensKeyValueCache.init_cache(
+    cached = of_lens.key_value_cache.TransformerLensKeyValueCache.init_cache(  # pyright: ignore[reportAttributeAccessIssue]
         hooked.cfg, "cpu", len(prefix)
     )
     model, mask = wrapped(name), torch.ones_like(CLEAN)

@@ -82,7 +82,7 @@ def test_what_is_read_can_be_patched_and_drawn(tmp_path: Path) -> None:
     trace = model.trace(tokens(0), corrupt=tokens(1), masks=masks)
     assert len(trace.edges) == sum(int(mask.sum()) for mask in circuit.values())
     figure = ct.draw_seq_graph(model, masks, display_ipython=False)
-    assert len(figure.data[0].link.value) > 0
+    assert len(figure.data[0].link.value) > 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 EXTENSIONS: dict[str, tuple[dict[str, Any], str]] = {

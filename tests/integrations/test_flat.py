@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import circuit_trace as ct
-from circuit_trace.graph import Graph, graph_for
+from circuit_trace.graph import Graph, graph_for, graph_of
 from circuit_trace.integrations.flat import (
     Names,
     binary,

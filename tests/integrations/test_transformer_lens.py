@@ -81,7 +81,7 @@ def test_the_output_weights_have_a_row_of_heads(name: str) -> None:
 def test_new_weights_are_seen_without_wrapping_again() -> None:
     """A model is wrapped once and trained on: the weights are looked up in each pass."""
     model = ct.wrap(hooked())
-    attn = model.wrapped_model.blocks[0].attn
+    attn = model.wrapped_model.blocks[0].attn  # pyright: ignore[reportAttributeAccessIssue]
     attn.W_O = nn.Parameter(attn.W_O.detach() * 2)
     attn.b_O = nn.Parameter(attn.b_O.detach() + 1)
     attn.W_Q = nn.Parameter(attn.W_Q.detach() * -1)

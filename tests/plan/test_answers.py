@@ -218,7 +218,7 @@ def test_the_answer_that_the_model_spells_with_a_space(reading: ct.PatchableMode
             out[..., 1] = out[..., 0] + lift
             return out
 
-        handle = unembed.register_forward_hook(raised)
+        handle = unembed.register_forward_hook(raised)  # pyright: ignore[reportAttributeAccessIssue]
         try:
             for method in ("eap", "eap-ig", "mask-gradient", "exact"):
                 data = (CLEAN[:1], CORRUPT[:1], "Paris", " Rome")

@@ -37,11 +37,11 @@ def test_get_gives_the_default_as_every_mapping_does(model: ct.PatchableModel) -
 
 def test_heads_are_z_times_the_output_weights(model: ct.PatchableModel) -> None:
     outputs = model.source_outputs(TOKENS)
-    _, cache = model.wrapped_model.run_with_cache(TOKENS)
+    _, cache = model.wrapped_model.run_with_cache(TOKENS)  # pyright: ignore[reportCallIssue]
     for layer in range(2):
         z = cache[f"blocks.{layer}.attn.hook_z"].view(2, 6, N_HEADS, D_HEAD)
         for head in range(N_HEADS):
-            weight = model.wrapped_model.blocks[layer].attn.W_O[head]
+            weight = model.wrapped_model.blocks[layer].attn.W_O[head]  # pyright: ignore[reportAttributeAccessIssue]
             assert_close(outputs[f"A{layer}.{head}"], (z[:, :, head] @ weight).detach())
         assert_close(outputs[f"MLP {layer}"], cache[f"blocks.{layer}.hook_mlp_out"])
     assert_close(outputs["Resid Start"], cache["blocks.0.hook_resid_pre"])
@@ -107,7 +107,7 @@ def test_heads_cannot_be_asked_for_once_their_weights_have_changed() -> None:
     outputs = model.source_outputs(TOKENS)
     stacked, start = outputs.stack(), outputs["Resid Start"].clone()
     with torch.no_grad():
-        model.wrapped_model.blocks[1].attn.W_O.mul_(2)
+        model.wrapped_model.blocks[1].attn.W_O.mul_(2)  # pyright: ignore[reportAttributeAccessIssue]
     for ask in (lambda: outputs["A1.0"], outputs.stack):
         with pytest.raises(ct.InputError) as caught:
             ask()
@@ -129,7 +129,7 @@ def test_no_way_to_change_weights_in_place_gives_wrong_numbers(way: str) -> None
     model = ct.wrap(hooked())
     outputs = model.source_outputs(TOKENS)
     with torch.no_grad():
-        WAYS_TO_CHANGE_WEIGHTS[way](model.wrapped_model.blocks[0].attn.W_O)
+        WAYS_TO_CHANGE_WEIGHTS[way](model.wrapped_model.blocks[0].attn.W_O)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ct.InputError) as caught:
         outputs["A0.1"]
     assert str(caught.value) == CHANGED
@@ -139,7 +139,7 @@ def test_new_weights_in_their_place_leave_the_record_right() -> None:
     model = ct.wrap(hooked())
     outputs = model.source_outputs(TOKENS)
     before = outputs["A0.1"].clone()
-    attn = model.wrapped_model.blocks[0].attn
+    attn = model.wrapped_model.blocks[0].attn  # pyright: ignore[reportAttributeAccessIssue]
     attn.W_O = torch.nn.Parameter(torch.zeros_like(attn.W_O))
     assert torch.equal(outputs["A0.1"], before)
     assert model.source_outputs(TOKENS)["A0.1"].count_nonzero() == 0

@@ -132,6 +132,6 @@ def test_outputs_from_before_the_weights_changed_are_refused() -> None:
     model = ct.wrap(hooked())
     before = model.source_outputs(tokens(2))
     with torch.no_grad():
-        model.wrapped_model.blocks[0].attn.W_O.mul_(2)
+        model.wrapped_model.blocks[0].attn.W_O.mul_(2)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ct.InputError, match="weights were changed in place"):
         model.trace(tokens(1), patched=before, edges=["A0.1->Resid End"])

@@ -84,7 +84,7 @@ def test_a_pair_of_unequal_length_is_aligned_at_the_end(
         stream[:, -n:] += change
         return (stream, *args[1:])
 
-    handle = model.wrapped_model.blocks[1].ln2.register_forward_pre_hook(patch)
+    handle = model.wrapped_model.blocks[1].ln2.register_forward_pre_hook(patch)  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():
         expected = model.wrapped_model(model.to_tokens(clean))
     handle.remove()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import networkx as nx
 
 import circuit_trace as ct
-from circuit_trace.graph import Graph
+from circuit_trace.graph import Edge, Graph
 from circuit_trace.plan import flat_scores
 
 
@@ -19,13 +20,20 @@ def chosen(graph: Graph, circuit: ct.PruneScores) -> set[int]:
     return set(flat.nonzero()[:, 0].tolist())
 
 
-def on_a_path(graph: Graph, numbers: Iterable[int]) -> set[int]:
-    """The edges on a path from the start of the stream to its end. What a node writes at a position
-    depends on its keys and values there and before, and on its other inputs there."""
-    flow, edges = nx.DiGraph(), {n: graph.edge_at(n) for n in numbers}
-    for edge in edges.values():
-        at = edge.seq_idx or 0
-        flow.add_edge(("out", edge.src.name, at), ("in", edge.dest.name, at))
+def written(edge: Edge) -> tuple[str, str, int]:
+    """What an edge comes from."""
+    return "out", edge.src.name, edge.seq_idx or 0
+
+
+def read(edge: Edge) -> tuple[str, str, int]:
+    """What an edge leads to."""
+    return "in", edge.dest.name, edge.seq_idx or 0
+
+
+def flow_of(graph: Graph, edges: Iterable[Edge]) -> nx.DiGraph:
+    """What depends on what by these edges. What a node writes at a position depends on its keys and
+    values there and before (where it has one input for all, on that), on its other inputs there."""
+    flow = nx.DiGraph((written(edge), read(edge)) for edge in edges)
     of_module = {module.name: module.dests for module in graph.modules}
     heads = Counter(src.layer for src in graph.srcs if src.head is not None)
     for src, dest in itertools.product(graph.srcs, graph.dests):
@@ -34,18 +42,28 @@ def on_a_path(graph: Graph, numbers: Iterable[int]) -> set[int]:
         n_inputs = len(of_module[dest.module_name])
         if src.head is not None and src.head * n_inputs // heads[src.layer] != dest.slot:
             continue
+        across = src.head is not None and not dest.name.endswith(".Q")
         for here, later in itertools.combinations_with_replacement(range(graph.seq_len or 1), 2):
-            if here == later or dest.name.endswith((".K", ".V")):
+            if here == later or across:
                 flow.add_edge(("in", dest.name, here), ("out", src.name, later))
-    ends = [
-        [node for node in flow if node[:2] == end]
-        for end in (("out", graph.srcs[0].name), ("in", graph.dests[-1].name))
-    ]
-    after = set().union(*({node} | nx.descendants(flow, node) for node in ends[0]))
-    before = set().union(*({node} | nx.ancestors(flow, node) for node in ends[1]))
-    return {
-        number
-        for number, edge in edges.items()
-        if ("out", edge.src.name, edge.seq_idx or 0) in after
-        and ("in", edge.dest.name, edge.seq_idx or 0) in before
-    }
+    return flow
+
+
+def before_the_end(graph: Graph, flow: nx.DiGraph) -> set[tuple[str, str, int]]:
+    """What the end of the stream depends on, itself included."""
+    return _around(flow, ("in", graph.dests[-1].name), nx.ancestors)
+
+
+def on_a_path(graph: Graph, numbers: Iterable[int]) -> set[int]:
+    """The edges on a path from the start of the stream to its end."""
+    edges = {number: graph.edge_at(number) for number in numbers}
+    flow = flow_of(graph, edges.values())
+    after = _around(flow, ("out", graph.srcs[0].name), nx.descendants)
+    before = before_the_end(graph, flow)
+    return {n for n, edge in edges.items() if written(edge) in after and read(edge) in before}
+
+
+def _around(flow: nx.DiGraph, node: tuple[str, str], way: Any) -> set[tuple[str, str, int]]:
+    """A node at every position and all that lies that way from it."""
+    found = [{one} | way(flow, one) for one in flow if one[:2] == node]
+    return set().union(*found)

@@ -24,6 +24,7 @@ from tests.models import CASES, TYPICAL, tokens, wrapped
 
 SEQ = 6
 PAIR = (tokens(1, seq=SEQ), tokens(2, seq=SEQ))
+SOME = ["Resid Start->A1.2.Q", "A0.1->MLP 1", "MLP 0->Resid End"]
 PAIRS = [(tokens(seed, seq=SEQ), tokens(seed + 10, seq=SEQ)) for seed in range(4)]
 
 
@@ -76,6 +77,22 @@ def test_each_prompt_counts_alike(model: ct.PatchableModel, method: str) -> None
     ]
     means = {key: torch.stack([one[key] for one in alone]).mean(0) for key in whole}
     assert_same(whole, means)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "exact"])
+def test_the_order_of_prompts_is_nothing(model: ct.PatchableModel, method: str) -> None:
+    """Nor which of them share a batch: each goes with its own corrupt prompt and answers."""
+    clean, corrupt = (torch.cat(rows) for rows in zip(*PAIRS, strict=True))
+    columns = (clean, corrupt, torch.arange(8), torch.arange(8).roll(3) + 1)
+
+    def scored(order: list[int], sizes: list[int]) -> dict[str, Tensor]:
+        parts = list(zip(*(rows[order].split(sizes) for rows in columns), strict=True))
+        if method == "exact":
+            return ct.exact_scores(model, parts, edges=SOME)
+        options: dict[str, Any] = {"method": method, "steps": 2}
+        return ct.score_edges(model, parts, **options)
+
+    assert_same(scored([3, 0, 6, 1, 7, 5, 2, 4], [5, 2, 1]), scored(list(range(8)), [4, 4]))
 
 
 def test_one_number_for_a_batch_is_its_mean(model: ct.PatchableModel) -> None:
@@ -324,11 +341,11 @@ OTHER_RUNS: dict[str, tuple[dict[str, Any], str]] = {
 def test_another_run_is_not_resumed(case: str, tmp_path: Path) -> None:
     file = tmp_path / "run.safetensors"
     with pytest.raises(Stopped):
-        ct.score_edges(wrapped(TYPICAL[0]), until(2), metric, resume=file)
+        ct.score_edges(wrapped(TYPICAL[0]), until(2), metric, resume=file)  # pyright: ignore[reportGeneralTypeIssues]
     before = file.read_bytes()
     options, message = OTHER_RUNS[case]
     options = dict(options)
-    model = wrapped(options.pop("model", TYPICAL[0]), options.pop("seq_len", None))
+    model = wrapped(options.pop("model", TYPICAL[0]), options.pop("seq_len", None))  # pyright: ignore[reportGeneralTypeIssues]
     data, measure = options.pop("data", PAIRS), options.pop("metric", metric)
     with pytest.raises(ct.InputError, match=message):
         ct.score_edges(model, data, measure, resume=file, **options)

@@ -1,5 +1,8 @@
 """Curves of circuits against passes with the masks of each circuit."""
 
+# pyright: reportAttributeAccessIssue=false
+# Plotly does not say what its figures hold.
+
 from __future__ import annotations
 
 import warnings
@@ -46,7 +49,7 @@ def circuit_of(scores: ct.PruneScores, **options: Any) -> ct.Circuit:
 def test_each_size_is_a_pass_with_its_masks(name: str, seq_len: int | None, patch: str) -> None:
     model = wrapped(name, seq_len)
     scores, sizes = scores_of(model), (0, 30, 80, model.n_edges)
-    curve = ct.faithfulness(model, DATA, scores, sizes=sizes, patch=patch)
+    curve = ct.faithfulness(model, DATA, scores, sizes=sizes, patch=patch)  # pyright: ignore[reportCallIssue]
     for place, n in enumerate(sizes):
         circuit = circuit_of(scores, n_edges=n, model=model)
         assert curve.n_edges[place] == sum(int(mask.sum()) for mask in circuit.values()) == n
@@ -189,7 +192,7 @@ WRONG_WAYS: dict[str, tuple[Callable[[ct.PatchableModel], Any], type[Exception],
         "from 0 to 1; got 1.5",
     ),
     "no such patch": (
-        lambda m: ct.faithfulness(m, DATA, scores_of(m), patch="all"),
+        lambda m: ct.faithfulness(m, DATA, scores_of(m), patch="all"),  # pyright: ignore[reportCallIssue]
         ct.InputError,
         "'complement' or 'circuit'",
     ),
@@ -219,17 +222,17 @@ WRONG_WAYS: dict[str, tuple[Callable[[ct.PatchableModel], Any], type[Exception],
         "Score set 'b': The scores name the module 'wrong'",
     ),
     "scores beside a score set": (
-        lambda m: ct.faithfulness(m, DATA, {"a": scores_of(m), "b": torch.ones(3)}),
+        lambda m: ct.faithfulness(m, DATA, {"a": scores_of(m), "b": torch.ones(3)}),  # pyright: ignore[reportCallIssue]
         ct.MaskError,
         "Score set 'b': The scores must be PruneScores",
     ),
     "named by numbers": (
-        lambda m: ct.faithfulness(m, DATA, {1: scores_of(m), 2: scores_of(m)}),
+        lambda m: ct.faithfulness(m, DATA, {1: scores_of(m), 2: scores_of(m)}),  # pyright: ignore[reportCallIssue]
         ct.InputError,
         "Name the score sets by text, as in {'eap': scores}; got 1",
     ),
     "no such ranking": (
-        lambda m: ct.faithfulness(m, DATA, scores_of(m), rank_by="signed"),
+        lambda m: ct.faithfulness(m, DATA, scores_of(m), rank_by="signed"),  # pyright: ignore[reportCallIssue]
         ct.InputError,
         "rank_by='absolute' or 'highest' or 'lowest'; got 'signed'",
     ),

@@ -62,7 +62,7 @@ def test_nothing_is_left_after_an_error(model: ct.PatchableModel, method: str) -
     with pytest.raises(ZeroDivisionError):
         ct.score_edges(model, (CLEAN, CORRUPT), fails, method=method)
     assert footprint(model.wrapped_model) == before
-    handle = model.wrapped_model.blocks[1].register_forward_hook(stops)
+    handle = model.wrapped_model.blocks[1].register_forward_hook(stops)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(KeyboardInterrupt):
         scores(model, method=method)
     handle.remove()
@@ -93,11 +93,11 @@ def _zero_one_head(model: Any, in_place: bool) -> Any:
 def test_users_hooks_stay_and_are_felt(model: ct.PatchableModel, key: str, in_place: bool) -> None:
     hooked = model.wrapped_model
     plain = scores(model)
-    hooked.add_hook(f"blocks.1.{key}", _zero_one_head(hooked, in_place))
+    hooked.add_hook(f"blocks.1.{key}", _zero_one_head(hooked, in_place))  # pyright: ignore[reportCallIssue]
     if "resid" in key and in_place:
         model = ct.wrap(hooked, verify=False)
     found, expected = scores(model), scores(model, method="mask-gradient")
-    hooked.reset_hooks()
+    hooked.reset_hooks()  # pyright: ignore[reportCallIssue]
     for name, score in expected.items():
         assert_close(found[name], score, rtol=1e-4, atol=1e-4)
     assert any(not torch.allclose(found[name], plain[name], atol=1e-3) for name in plain)
@@ -213,7 +213,7 @@ def test_a_norm_that_next_to_nothing_comes_into(size: float) -> None:
 @pytest.mark.parametrize("method", ["eap", "mask-gradient"])
 @pytest.mark.parametrize("place", ["attn.hook_z", "hook_resid_pre", "attn.hook_q"])
 def test_hooks_that_cut_the_gradient(model: ct.PatchableModel, method: str, place: str) -> None:
-    handle = model.wrapped_model.hook_dict[f"blocks.1.{place}"].register_forward_hook(
+    handle = model.wrapped_model.hook_dict[f"blocks.1.{place}"].register_forward_hook(  # pyright: ignore[reportAttributeAccessIssue]
         lambda module, args, output: torch.zeros_like(output)
     )
     found = scores(model, method=method)

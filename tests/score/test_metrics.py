@@ -16,6 +16,7 @@ from circuit_trace.score.metrics import read_metric
 LENGTHS, SEQ, D_VOCAB = (4, 2, 5), 5, 11
 RIGHT: list[list[int]] = [[1], [2, 3], [4, 5, 6]]
 WRONG: list[list[int]] = [[7, 8], [9], [10, 0]]
+FILLED = [torch.tensor([row + [-1] * (3 - len(row)) for row in rows]) for rows in (RIGHT, WRONG)]
 TOKENS = torch.randint(0, D_VOCAB, (3, SEQ), generator=torch.Generator().manual_seed(0))
 LOGITS, CLEAN_LOGITS = (
     torch.randn(3, SEQ, D_VOCAB, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)
@@ -58,10 +59,7 @@ def test_values(metric: str, side: str) -> None:
         mask = torch.zeros(3, SEQ, dtype=torch.bool)
         for row, where in zip(mask, wheres, strict=True):
             row[where] = True
-    filled = [
-        torch.tensor([row + [-1] * (3 - len(row)) for row in rows]) for rows in (RIGHT, WRONG)
-    ]
-    batch = PromptPairs(TOKENS, TOKENS, *filled, attention_mask=mask)
+    batch = PromptPairs(TOKENS, TOKENS, *FILLED, attention_mask=mask)
     logits = LOGITS.clone().requires_grad_()
     found = read_metric(metric)(logits, batch, CLEAN_LOGITS)
     expected = [by_hand(metric, prompt, where) for prompt, where in enumerate(wheres)]
@@ -73,13 +71,23 @@ def test_values(metric: str, side: str) -> None:
     assert torch.equal(slope.abs().sum(-1) > 0, counted), "padding has no slope, tokens have"
 
 
+@pytest.mark.parametrize("metric", ["logit_diff", "answer_logprob", "kl", "loss"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_that_of_the_logits_alone(metric: str, dtype: torch.dtype) -> None:
+    """What is computed from them is no coarser than single precision."""
+    logits, own = LOGITS.to(dtype), CLEAN_LOGITS.to(dtype)
+    batch = PromptPairs(TOKENS, TOKENS, *FILLED)
+    measure = read_metric(metric)
+    found = measure(logits, batch, own)
+    assert found.dtype == torch.float32
+    exact = measure(logits.double(), batch, own.double())
+    assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("metric", ["logit_diff", "answer_logprob"])
 def test_slopes_of_as_many_answers_as_there_are(metric: str) -> None:
     """Against a small step in each answer's logit."""
-    filled = [
-        torch.tensor([row + [-1] * (3 - len(row)) for row in rows]) for rows in (RIGHT, WRONG)
-    ]
-    batch = PromptPairs(TOKENS, None, *filled)
+    batch = PromptPairs(TOKENS, None, *FILLED)
     measure, start = read_metric(metric), LOGITS.double()
     logits = start.clone().requires_grad_()
     (slope,) = torch.autograd.grad(measure(logits, batch, None).sum(), logits)

@@ -144,8 +144,8 @@ def test_faithfulness(name: str, patch: Any, side: str) -> None:
     model = wrapped(name)
     scores = scored_alone(name, "logit_diff", "eap")
     options: dict[str, Any] = {"sizes": (0.1, 0.5), "patch": patch, "prune": False}
-    expected = ct.faithfulness(model, alone(), scores, **options)
-    found = ct.faithfulness(model, batch(side), scores, **options)
+    expected = ct.faithfulness(model, alone(), scores, **options)  # pyright: ignore[reportCallIssue]
+    found = ct.faithfulness(model, batch(side), scores, **options)  # pyright: ignore[reportCallIssue]
     for one, other in (
         (found.values, expected.values),
         (found.clean, expected.clean),
@@ -266,7 +266,7 @@ def test_arguments_of_each_prompt_are_repeated(name: str) -> None:
 
 def test_the_model_runs_as_it_would_by_itself() -> None:
     """The clean metric of a padded batch is that of plain passes, one prompt at a time."""
-    curve = ct.faithfulness(
+    curve = ct.faithfulness(  # pyright: ignore[reportCallIssue]
         wrapped(TYPICAL[0]), batch("right"), scored_alone(TYPICAL[0], "logit_diff", "eap")
     )
     hooked = shared(TYPICAL[0])

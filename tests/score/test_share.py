@@ -126,7 +126,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    multiprocessing.spawn(_process, (port, folder), nprocs=WORLD)
+    multiprocessing.spawn(_process, (port, folder), nprocs=WORLD)  # pyright: ignore[reportPrivateImportUsage]
     return folder
 
 

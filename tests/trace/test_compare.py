@@ -25,7 +25,7 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 def test_each_is_what_plain_hooks_see(name: str) -> None:
     second = oracle(name)
     clean, corrupt = second.run(CLEAN).wrote, second.run(CORRUPT).wrote
-    asks = [Ask(*edge.split("->"), None, mask) for edge, mask in EDGES.items()]
+    asks = [Ask(*edge.split("->"), None, mask) for edge, mask in EDGES.items()]  # pyright: ignore[reportCallIssue]
     current = second.run(CLEAN, corrupt, asks).wrote
     trace = wrapped(name).trace(CLEAN, corrupt=CORRUPT, edges=EDGES)
     assert (current["A1.2"] - clean["A1.2"]).norm() > 0.1, "it has felt the others"
@@ -182,7 +182,7 @@ def difference(logits: torch.Tensor, right: int, wrong: int) -> torch.Tensor:
 def test_a_metric_of_every_pass(name: str) -> None:
     second = oracle(name)
     corrupt = second.run(CORRUPT)
-    asks = [Ask(*edge.split("->"), None, mask) for edge, mask in EDGES.items()]
+    asks = [Ask(*edge.split("->"), None, mask) for edge, mask in EDGES.items()]  # pyright: ignore[reportCallIssue]
     model = wrapped(name)
     rest = [
         Ask(edge.src.name, edge.dest.name, None, 1.0 - EDGES.get(edge.name, 0.0))
@@ -225,7 +225,7 @@ def test_the_complement_is_the_circuit_kept() -> None:
     assert len(trace.table()) == len(EDGES) * SEQ
     assert repr(trace).startswith("<Trace: batch 2, seq 6, 11 sources, all but 18 edges patched")
     figure = trace.draw()
-    said = {label.split("<br>")[0] for one in figure.data for label in one.link.label}
+    said = {label.split("<br>")[0] for one in figure.data for label in one.link.label}  # pyright: ignore[reportAttributeAccessIssue]
     assert said == set(EDGES)
     words = " ".join(note.text for note in figure.layout.annotations).replace("<br>", " ")
     assert "Width: 1 − mask" in words
@@ -299,7 +299,7 @@ def test_answers_are_a_direction() -> None:
     model = ct.wrap(ct.load_model("bundled"))
     trace = model.trace(TEXT, corrupt=OTHER, edges=["A1.0->Resid End"], answers=ANSWERS)
     drawn, given = trace.draw(width="projection"), trace.draw(width="projection", direction=ANSWERS)
-    assert drawn.data[0].link.value == given.data[0].link.value
+    assert drawn.data[0].link.value == given.data[0].link.value  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_it_is_saved(tmp_path: Any) -> None:

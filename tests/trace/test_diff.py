@@ -115,7 +115,7 @@ def test_it_draws() -> None:
     second = model.trace(CLEAN, corrupt=CORRUPT, edges=["A0.3->MLP 1"])
     figure = first.diff(second).draw()
     assert figure == ct.draw_difference(first, second)
-    said = {label.split("<br>")[0] for label in figure.data[0].link.label}
+    said = {label.split("<br>")[0] for label in figure.data[0].link.label}  # pyright: ignore[reportAttributeAccessIssue]
     assert said == {"A0.1->A1.2.Q", "A0.3->MLP 1"}
 
 

@@ -19,7 +19,7 @@ TRACE = wrapped(TYPICAL[0]).trace(tokens(1), heads=["A0.1", "A1.2"])
 
 def test_it_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        TRACE.head("A0.1").name = "A0.2"
+        TRACE.head("A0.1").name = "A0.2"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("what", ["pattern", "q", "k", "v"])

@@ -73,7 +73,7 @@ def test_a_stream_that_hooks_changed_is_not_made_up() -> None:
     def louder(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
         return tensor * 2
 
-    with model.wrapped_model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", louder)]):
+    with model.wrapped_model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", louder)]):  # pyright: ignore[reportCallIssue]
         trace = model.trace(CLEAN)
     assert trace.dest("A0.1.Q").input.isfinite().all()
     for dest in ("A1.0.Q", "MLP 1", "Resid End"):

@@ -40,7 +40,7 @@ def test_the_shares_of_all_outputs_and_biases_add_up_to_the_logits(name: str) ->
         if bias is not None:  # behind a norm it is another at each position
             received = received + bias.detach().expand(trace.batch, SEQ, -1)[1]
     shares = lens_of(trace, 1).logits(received, range(SEQ))
-    assert trace.unembed is not None
+    assert isinstance(trace.unembed, ct.Unembed)
     assert trace.logits is not None
     with torch.no_grad():
         rest = trace.unembed.norm(torch.zeros(1, 1, received.shape[-1]))[0] @ trace.unembed.weight()

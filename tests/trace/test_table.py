@@ -45,7 +45,7 @@ def expected_row(name: str, edge: str, batch_idx: int, at: int | None, edges: di
     second = oracle(name)
     source = edge.split("->")[0]
     corrupt = second.run(CORRUPT).wrote
-    asks = [Ask(*edge.split("->"), None, mask) for edge, mask in edges.items()]
+    asks = [Ask(*edge.split("->"), None, mask) for edge, mask in edges.items()]  # pyright: ignore[reportCallIssue]
     current = second.run(CLEAN, corrupt, asks).wrote[source][batch_idx]
     clean = second.run(CLEAN).wrote[source][batch_idx]
     patched = corrupt[source][batch_idx]
@@ -91,7 +91,7 @@ def test_norms_at_positions(name: str) -> None:
     assert table["at"].tolist() == table["seq_idx"].tolist()
     for _, row in table.iterrows():
         # The sources stand before every patched destination: nothing patched changes them.
-        edges = {row["edge"]: row["mask"]}
+        edges = {row["edge"]: row["mask"]}  # pyright: ignore[reportUnhashable]
         for column, value in expected_row(name, row["edge"], 1, row["seq_idx"], edges).items():
             assert row[column] == pytest.approx(value, rel=1e-4), (row["edge"], column)
 

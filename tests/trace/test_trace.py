@@ -162,7 +162,7 @@ def test_positions(name: str) -> None:
     at = [trace.edge("A0.1->A1.2.Q", position) for position in range(SEQ)]
     assert [flow.mask for flow in at] == [0.0, 1.0, 0.0, 0.0, 0.5, 0.0]
     whole = trace.edge("A0.1->A1.2.Q")
-    assert whole.mask.tolist() == [0.0, 1.0, 0.0, 0.0, 0.5, 0.0]
+    assert whole.mask.tolist() == [0.0, 1.0, 0.0, 0.0, 0.5, 0.0]  # pyright: ignore[reportAttributeAccessIssue]
     current, patched = trace.current["A0.1"], trace.patched["A0.1"]
     mask = whole.mask[None, :, None]
     assert_close(whole.received, (1 - mask) * current + mask * patched)
@@ -187,9 +187,9 @@ def test_a_pass_of_another_length_than_the_positions_is_refused() -> None:
 
 def test_it_is_frozen(trace: ct.Trace) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        trace.logits = None
+        trace.logits = None  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        trace.edge("A0.1->A1.2.Q").edge = None
+        trace.edge("A0.1->A1.2.Q").edge = None  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(TypeError):
         trace.current["A0.1"] = torch.zeros(1)
 
@@ -303,7 +303,7 @@ def test_biases_changed_after_the_pass_do_not_make_the_record_wrong() -> None:
     model = ct.wrap(hooked())
     trace = model.trace(CLEAN)
     with torch.no_grad():
-        model.wrapped_model.blocks[0].attn.b_O.add_(2)
+        model.wrapped_model.blocks[0].attn.b_O.add_(2)  # pyright: ignore[reportAttributeAccessIssue]
     assert trace.reconstruction_error() < 1e-5
 
 

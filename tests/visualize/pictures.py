@@ -82,7 +82,7 @@ def scores(values: Mapping[EdgeName, float], seq_len: int | None = None) -> ct.P
         position, name = (None, spec) if isinstance(spec, str) else spec
         edge = the_graph.edge(name, position)
         at_all = [] if seq_len is None else [slice(None)]
-        index: list[int | slice] = at_all if edge.seq_idx is None else [edge.seq_idx]
+        index: list[int | slice] = at_all if edge.seq_idx is None else [edge.seq_idx]  # pyright: ignore[reportAssignmentType]
         index = [*index, *([] if edge.dest.head is None else [edge.dest.slot])]
         filled[edge.dest.module_name][(*index, edge.src.idx)] = value
     return filled

@@ -183,7 +183,7 @@ def test_every_link_of_a_page_tells_what_flowed(
     shorts = {tuple(one["lines"]): one["rect"] for one in seen["annotations"]}
     for data, panel in zip(drawn.data, seen["panels"], strict=True):
         for link in panel["links"]:
-            expected = data.link.label[link["index"]].split("<br>")
+            expected = data.link.label[link["index"]].split("<br>")  # pyright: ignore[reportAttributeAccessIssue]
             assert page.hover(*on_band(link, 0.2)) == expected
             edge, activation, norms, change, mask = expected
             position = next(p for p, name in LIVE if name == edge)

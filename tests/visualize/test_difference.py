@@ -1,5 +1,8 @@
 """Two passes, or two sets of scores, in one picture: against values that are known."""
 
+# pyright: reportAttributeAccessIssue=false
+# Plotly does not say what its figures hold.
+
 from __future__ import annotations
 
 from typing import Any

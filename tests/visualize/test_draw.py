@@ -1,5 +1,8 @@
 """Every parameter of `draw_seq_graph` and `net_viz`, and every bad value of them."""
 
+# pyright: reportAttributeAccessIssue=false
+# Plotly does not say what its figures hold.
+
 from __future__ import annotations
 
 import inspect

@@ -102,7 +102,7 @@ def test_live_labels_agree_with_the_trace(seq_len: int | None) -> None:
     assert len(drawn) == 4 * (seq_len or 1)
     for one in drawn:
         flow = trace.edge(one.edge.name, one.edge.seq_idx)
-        shown = {0.0: flow.current, 1.0: flow.patched}.get(flow.mask, flow.received)
+        shown = {0.0: flow.current, 1.0: flow.patched}.get(flow.mask, flow.received)  # pyright: ignore[reportCallIssue]
         name, values, norms, change, *where, mask = one.label.split("<br>")
         at = one.edge.seq_idx
         if at is None:

@@ -1,5 +1,6 @@
 """Whatever edges are drawn: nodes stand apart, and every name and label is inside the figure."""
 
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from itertools import combinations, pairwise

@@ -1,5 +1,8 @@
 """Each sentence of a legend is true of each edge that is drawn in its colour."""
 
+# pyright: reportAttributeAccessIssue=false
+# Plotly does not say what its figures hold.
+
 from __future__ import annotations
 
 import json

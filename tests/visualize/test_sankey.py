@@ -1,5 +1,8 @@
 """The Plotly figure that a specification becomes: independent of Plotly's global state, and safe."""
 
+# pyright: reportAttributeAccessIssue=false
+# Plotly does not say what its figures hold.
+
 from __future__ import annotations
 
 import html

@@ -1,5 +1,6 @@
 """The specification of whole diagrams, as golden texts (`--overwrite` writes them anew)."""
 
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from collections.abc import Callable
