@@ -38,6 +38,10 @@ DTYPES = {
 """What a trace holds, as safetensors call it."""
 
 
+MOST_TEXT = 100_000_000
+"""Bytes of a safetensors file's header, which holds all text."""
+
+
 @dataclass(frozen=True, eq=False)
 class Content:
     """A record as plain data, and the tensors that it names."""
@@ -59,13 +63,16 @@ def write_file(path: Path, content: Content) -> None:
         "checksum": _checksum(text, content.tensors),
         "trace": text,
     }
+    too_long = InputError(
+        "This trace cannot be written as safetensors: its nodes and the strings of its tokens take "
+        f"{len(text) / 1e6:.0f} MB, and there is room for {MOST_TEXT / 1e6:.0f} MB. Save fewer prompts."
+    )
     try:
         data = to_bytes(dict(content.tensors), metadata)
     except SafetensorError as error:
-        raise InputError(
-            f"This trace cannot be written as safetensors ({error}): its nodes and the strings of its "
-            f"tokens take {len(text) / 1e6:.0f} MB, and there is room for 100 MB. Save fewer prompts."
-        ) from error
+        raise too_long from error
+    if int.from_bytes(data[:8], "little") > MOST_TEXT:  # old versions write what none reads
+        raise too_long
     with writing(path) as unfinished:
         unfinished.write_bytes(data)
 
