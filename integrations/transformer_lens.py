@@ -121,13 +121,14 @@ class _Builder:
 
     def build(self) -> Anatomy:
         cfg = self.model.cfg
+        blocks = self.model.blocks
         hooks: dict[str, nn.Module] = dict(self.model.hook_dict)
         n_kv_heads, parallel = self._n_kv_heads, bool(cfg.parallel_attn_mlp)
         stream = Stream(cfg.n_heads, n_kv_heads, parallel, self.separate_qkv)
         (start,) = stream.sources
         sources = [_source(start, self._hook(hooks, "blocks.0.hook_resid_pre"))]
         dests: list[DestSite] = []
-        for layer, block in enumerate(self.model.blocks):
+        for layer, block in enumerate(blocks):
             if not hasattr(block, "attn"):
                 raise AnatomyError(
                     f"Block {layer} of this {type(self.model).__name__} has no attention ('attn'); "

@@ -52,7 +52,7 @@ class Moves(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def _no_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing can be found to add up or not, and fake directions are forgotten afterwards."""
-    monkeypatch.setattr("circuit_trace.model.warn_of_gap", lambda graph, record: None)
+    monkeypatch.setattr("circuit_trace.engine.warn_of_gap", lambda graph, record: None)
     yield
     record.directions.cache_clear()
     record._rows.cache_clear()

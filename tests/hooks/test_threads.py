@@ -195,7 +195,7 @@ def test_a_trace_is_that_of_its_own_pass(hooked: Any, monkeypatch: pytest.Monkey
                 ended.set()
                 assert go_on.wait(20)
 
-    monkeypatch.setattr("circuit_trace.model.Patching", Waits)
+    monkeypatch.setattr("circuit_trace.engine.Patching", Waits)
     model = ct.wrap(hooked)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(model.trace, CLEAN)
