@@ -9,7 +9,7 @@ First, wrap a model. It is left as it is:
 Second, say which edges are patched. Name them, or score all edges and choose a circuit:
 
 >>> scores = ct.score_edges(model, (CLEAN, CORRUPT, *ANSWERS), method="eap-ig")
->>> circuit = ct.circuit(scores, n_edges=40, method="greedy")
+>>> circuit = scores.circuit(n_edges=40, method="greedy")
 
 Third, trace a patched pass. The record stays when the pass is over:
 
@@ -32,10 +32,10 @@ Further on: `trace.table()` and `trace.explore()` (the record as a table, as a p
 (circuits of every size), `ct.draw_seq_graph` and `ct.draw_difference` (scores as pictures),
 `ct.load_scores` and `ct.save_scores` (other tools' files).
 
-The rooms, in the order in which data flows: `anatomy` and `graph` (where a model reads and writes its
-residual stream; nodes and edges), `plan` (which edges are patched, with what), `hooks` (attached on
-entry, gone on exit), `trace` (the record), `score` (scores, circuits, faithfulness), `visualize`
-(pictures), `cli`. The façades, `PatchableModel` and `Trace`, stand on top of what they offer.
+The rooms, from the lowest to the highest: `graph` (nodes and edges), `anatomy` (where a model reads and
+writes its residual stream), `plan` (which edges are patched, with what), `hooks` (attached on entry,
+gone on exit), `record` (one pass as data), `engine` (runs passes), `visualize` (pictures), `score`
+(scores, circuits, faithfulness), the façades `trace` and `model` on top of what they offer, `cli`.
 `integrations` holds what knows other software by name.
 """
 
