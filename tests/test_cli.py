@@ -217,6 +217,25 @@ def test_trace_patches_what_a_file_scores_highest(
     assert patched == set(every["edge"])
 
 
+def test_trace_patches_a_circuit_whole_and_at_its_positions(capsys: Printed) -> None:
+    """A file of 0 and 1 is no ranking, and says itself which positions it tells apart."""
+    model = ct.wrap(ct.load_model("bundled"), seq_len=15)
+    scores = ct.score_edges(model, (CLEAN, CORRUPT, *ANSWERS))
+    chosen = scores.circuit(n_edges=40, method="greedy")
+    chosen.save("c.pt")
+    scores.save("s.pt")
+    ask = ["--clean", CLEAN, "--corrupt", CORRUPT, "-o", "x.trace"]
+    printed = run(capsys, "trace", *ask, "--scores", "c.pt")
+    kept = ct.Trace.load("x.trace")
+    assert kept.graph.seq_len == 15
+    assert all(torch.equal(kept.masks[name], chosen[name]) for name in chosen)
+    assert "--top-scores" not in printed
+    printed = run(capsys, "trace", *ask, "--scores", "s.pt", "--top-scores", "3")
+    n_scored = sum(int(score.count_nonzero()) for score in scores.values())
+    assert printed.startswith(f"patches 3 of {n_scored:,} edges that score, the strongest")
+    assert len(ct.Trace.load("x.trace").edges) == 3
+
+
 def test_trace_with_an_ablation_needs_no_corrupt_prompt(capsys: Printed) -> None:
     run(
         capsys,

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     print(
         f"\n{report.outcome}\n"
         f"  That these {len(report.table)} edges, patched, turn the answer round says that it runs "
-        "through them, as through a\n  single edge near the start. Evidence for a circuit is its "
+        "through them; so it may through\n  a few near the start. The evidence for a circuit is its "
         "faithfulness: 1 where these edges alone, all\n  others patched, keep the metric at clean, 0 "
         "where it falls to corrupt.\n"
         f"score: its change when the edge is patched alone, {how}\n"

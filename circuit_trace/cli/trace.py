@@ -22,8 +22,8 @@ from circuit_trace.cli.options import (
     wrapped,
     write_text,
 )
-from circuit_trace.errors import InputError
-from circuit_trace.plan import AblationType, flat_scores
+from circuit_trace.errors import FormatError, InputError
+from circuit_trace.plan import AblationType, PruneScores, flat_scores
 
 if TYPE_CHECKING:
     from circuit_trace.model import PatchableModel
@@ -73,9 +73,14 @@ def add_to(commands: Any) -> None:
         "--scores",
         type=Path,
         metavar="FILE",
-        help="patch the edges that another tool scored highest",
+        help="patch the edges that another tool scored highest, or a circuit (0 and 1), whole",
     )
-    parser.add_argument("--top-scores", type=count, default=20, help="so many of them (20)")
+    parser.add_argument(
+        "--top-scores",
+        type=count,
+        default=20,
+        help="so many of them (20), where they are no circuit",
+    )
     parser.add_argument(
         "--ablation",
         default="resample",
@@ -138,7 +143,8 @@ def run(options: argparse.Namespace) -> int:
         aligned = model.pair_of(options.clean, options.corrupt)
         model = at_positions(model, aligned.clean.shape[1])
     if options.scores is not None:
-        edges |= _highest(options, model)
+        model, scores = _scored(options, model)
+        edges |= _highest(scores, model, options.top_scores)
     trace = model.trace(
         options.clean,
         corrupt=options.corrupt,
@@ -182,12 +188,30 @@ def _masked(text: str) -> tuple[str, float]:
         ) from None
 
 
-def _highest(options: argparse.Namespace, model: PatchableModel) -> dict[str, float]:
-    """The edges of the highest |score| in a file, by name."""
+def _scored(
+    options: argparse.Namespace, model: PatchableModel
+) -> tuple[PatchableModel, PruneScores]:
+    """The scores in a file, and the model at the positions that they tell apart."""
     from circuit_trace.integrations.files import (  # pyright: ignore[reportMissingImports]
         load_scores,
     )
 
-    flat = flat_scores(model.graph, load_scores(options.scores, model))
-    strongest = flat.abs().topk(min(options.top_scores, len(flat))).indices.tolist()
-    return {str(model.graph.edge_at(number)): 1.0 for number in strongest if flat[number] != 0}
+    try:
+        seq_len = load_scores(options.scores).graph.seq_len
+    except FormatError:  # the file does not say its model: it is read for this one
+        seq_len = None
+    if seq_len is not None and model.seq_len is None:
+        model = at_positions(model, seq_len)
+    return model, load_scores(options.scores, model)
+
+
+def _highest(scores: PruneScores, model: PatchableModel, most: int) -> dict[str, float]:
+    """The edges of the highest |score|, by name; of a circuit all that are in it."""
+    flat = flat_scores(model.graph, scores)
+    n_scored = int(flat.count_nonzero())
+    if bool(((flat == 0) | (flat == 1)).all()):
+        most = n_scored
+    elif n_scored > most:
+        print(f"patches {most:,} of {n_scored:,} edges that score, the strongest (--top-scores)")
+    strongest = flat.abs().topk(min(most, n_scored)).indices.tolist()
+    return {str(model.graph.edge_at(number)): 1.0 for number in strongest}

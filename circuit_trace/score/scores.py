@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuit_trace.errors import FormatError, InputError
-from circuit_trace.graph import Edges, Graph, graph_for
+from circuit_trace.errors import EdgeError, FormatError, InputError
+from circuit_trace.graph import Edge, Edges, Graph, graph_for, graph_of
 from circuit_trace.plan import EdgesArg, check_scores, flat_scores, select, unflat_scores
 from circuit_trace.record.rows import Rows
 from circuit_trace.record.table import names_of, top_rows
@@ -70,7 +70,7 @@ class EdgeScores(dict[str, Tensor]):
     ) -> None:
         super().__init__({} if scores is None else scores)
         self.signs = signs
-        self.known_graph = graph
+        self.known_graph = graph_of(graph)
         """The graph that they were made with, if any."""
 
     @cached_property
@@ -89,12 +89,32 @@ class EdgeScores(dict[str, Tensor]):
         Raises:
             KeyError: There is no such module. EdgeError: No such edge.
         """
-        if isinstance(key, str) and ("->" not in key or super().__contains__(key)):
+        if not _names_edge(key) or super().__contains__(key):
             return super().__getitem__(key)
         edge = self.graph.edge(key)
         numbers = list(self.graph.numbers(edge))
         found = self._flat[torch.tensor(numbers)]
         return float(found[0]) if len(numbers) == 1 else found
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """As `[]`, the default where there is no such module or edge."""
+        try:
+            return self[key]
+        except (KeyError, EdgeError):
+            return default
+
+    def __contains__(self, key: object) -> bool:
+        if super().__contains__(key):
+            return True
+        return _names_edge(key) and bool(self.graph.known_numbers(key))
+
+    def __setitem__(self, key: Any, value: Tensor) -> None:
+        if _names_edge(key):
+            raise InputError(
+                f"An edge's score cannot be set by its name, {key!r}; write into its module's tensor, "
+                "scores[module][..., source]."
+            )
+        super().__setitem__(key, value)
 
     @property
     def _flat(self) -> Float[Tensor, " edge"]:
@@ -248,10 +268,14 @@ class Circuit(EdgeScores):
 
     def __init__(self, graph: Graph, choice: Choice) -> None:
         super().__init__(unflat_scores(graph, choice.chosen.float()), graph=graph)
-        self.n_edges = int(choice.chosen.sum())
         self.dropped = Edges(graph, choice.dropped.tolist())
         self.dropped_scores = choice.dropped_scores
         self._choice = choice
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges it has."""
+        return sum(int(score.count_nonzero()) for score in self.values())
 
     def dropped_table(self) -> pd.DataFrame:
         """A row for each edge that was dropped: its name, its ends, its position and its score.
@@ -270,11 +294,11 @@ class Circuit(EdgeScores):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it with what was dropped."""
-        return Circuit, (self.graph, self._choice)
+        return _circuit, (self.graph, self._choice, dict(self))
 
     def copy(self) -> Circuit:
         """The same circuit in tensors of its own."""
-        return Circuit(self.graph, self._choice)
+        return _circuit(self.graph, self._choice, {k: v.clone() for k, v in self.items()})
 
     __copy__ = copy
 
@@ -327,6 +351,18 @@ class ScoresDiff:
 
     def __repr__(self) -> str:
         return f"<ScoresDiff: {self.scores!r} and {self.other!r}>"
+
+
+def _names_edge(key: object) -> bool:
+    """Whether a key is an edge rather than a module's name."""
+    return isinstance(key, Edge | tuple) or (isinstance(key, str) and "->" in key)
+
+
+def _circuit(graph: Graph, choice: Choice, held: Mapping[str, Tensor]) -> Circuit:
+    """A circuit with the tensors that one holds now."""
+    found = Circuit(graph, choice)
+    found.update(held)
+    return found
 
 
 def _formats() -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from circuit_trace.plan import PruneScores
 from circuit_trace.record import Record
 from circuit_trace.visualize.colors import (
@@ -125,8 +127,9 @@ def score_note(drawn: Sequence[DrawnEdge], threshold: float, scores: PruneScores
     """What the widths and labels of scores say."""
     if not drawn:
         return f"No edge has |score| ≥ {mask_text(threshold)}."
-    if is_circuit([one.weight for one in drawn]):
-        return f"A circuit of {len(drawn):,} edges."
+    weights = torch.cat([score.detach().reshape(-1).float().cpu() for score in scores.values()])
+    if is_circuit(weights[weights != 0].tolist()):
+        return f"A circuit of {int(weights.count_nonzero()):,} edges."
     said = f"Width: |score|. On {_which(drawn, '')}: its score."
     if getattr(scores, "signs", None) is None:
         said += " These scores do not say what they measure."

@@ -225,3 +225,46 @@ def test_the_picture_needs_no_model() -> None:
     scores = random_scores(None)
     expected = ct.draw_seq_graph(scores.graph, {**scores}, display_ipython=False)
     assert scores.draw().data == expected.data
+
+
+def test_edges_are_asked_for_alike_everywhere() -> None:
+    scores = random_scores(None)
+    edge = "A0.1->A1.2.Q"
+    assert scores.get(edge) == scores[edge]
+    assert scores.get("A0.1->A9.9.Q", 7.0) == scores.get("nowhere", 7.0) == 7.0
+    assert edge in scores
+    assert "A0.1->A9.9.Q" not in scores
+    assert "blocks.0.hook_q_input" in scores
+    with pytest.raises(ct.InputError, match="cannot be set by its name"):
+        scores[edge] = torch.tensor(1.0)
+    with pytest.raises(ct.InputError, match="model must be a wrapped model"):
+        EdgeScores({}, graph="gpt2")  # pyright: ignore
+
+
+def test_copies_of_a_circuit_hold_what_it_holds() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        circuit = random_scores(None).circuit(n_edges=10)
+    circuit["blocks.1.hook_resid_post"][:] = 1
+    held = by_hand(circuit)
+    for one in (
+        copy(circuit),
+        circuit.copy(),
+        deepcopy(circuit),
+        pickle.loads(pickle.dumps(circuit)),
+    ):
+        assert type(one) is ct.Circuit
+        assert by_hand(one) == held
+        assert one.n_edges == circuit.n_edges == sum(held.values())
+
+
+def test_a_circuit_is_called_by_all_of_its_edges() -> None:
+    circuit = random_scores(None).circuit(n_edges=20, method="greedy")
+    words = " ".join(note.text for note in circuit.draw(max_edges=5).layout.annotations)
+    assert "A circuit of 20 edges." in words
+    mixed = {n: s.new_full(s.shape, 0.5) for n, s in circuit.items()}
+    mixed["blocks.1.hook_resid_post"][:3] = 1
+    figure = ct.draw_seq_graph(
+        random_scores(None).graph, mixed, score_threshold=0.9, display_ipython=False
+    )
+    assert "A circuit of" not in " ".join(note.text for note in figure.layout.annotations)
