@@ -53,7 +53,7 @@ def diagrams(monkeypatch: pytest.MonkeyPatch) -> list[Diagram]:
     return drawn
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def kaleido_server() -> Iterator[None]:
     """Keep one browser running for all pictures: to start it takes longer than to draw."""
     browser_or_skip()
