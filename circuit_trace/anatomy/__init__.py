@@ -6,7 +6,6 @@ from circuit_trace.anatomy.sites import Anatomy as Anatomy
 from circuit_trace.anatomy.sites import DestSite as DestSite
 from circuit_trace.anatomy.sites import HeadsPoint as HeadsPoint
 from circuit_trace.anatomy.sites import HeadTensor as HeadTensor
-from circuit_trace.anatomy.sites import NodeKind as NodeKind
 from circuit_trace.anatomy.sites import Point as Point
 from circuit_trace.anatomy.sites import PostNorm as PostNorm
 from circuit_trace.anatomy.sites import Reader as Reader

@@ -15,6 +15,7 @@ from circuit_trace.cli.options import (
     add_choice_options,
     add_score_options,
     check_out,
+    meant,
     scores_for,
     size,
     wrapped,
@@ -115,7 +116,7 @@ def _curves(
     bar = sys.stderr.isatty()
     found: dict[str, tuple[PatchableModel, Any]] = {}
     for path in options.scores:
-        scores, _, placed = scores_for(path, model, options)
+        scores, _, placed = scores_for(path, model, **meant(options))
         name = (
             path.stem if [one.stem for one in options.scores].count(path.stem) == 1 else str(path)
         )

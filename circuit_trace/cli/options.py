@@ -131,12 +131,21 @@ def add_score_options(parser: argparse.ArgumentParser, model: str | None = None)
 def read_scores(path: Path, options: argparse.Namespace) -> tuple[PruneScores, Graph]:
     """The scores of a file, or a saved trace's masks, and the graph that they are of."""
     model = wrapped(options.model) if options.model else None
-    scores, graph, _ = scores_for(path, model, options)
+    scores, graph, _ = scores_for(path, model, **meant(options))
     return scores, graph
 
 
+def meant(options: argparse.Namespace) -> dict[str, Any]:
+    """Which scores of a file are asked for, as `load_scores` takes it."""
+    return {
+        "in_graph": options.in_graph,
+        "select": options.select and tuple(options.select.split("/")),
+        "groups": options.groups,
+    }
+
+
 def scores_for(
-    path: Path, model: PatchableModel | None, options: argparse.Namespace
+    path: Path, model: PatchableModel | None, **chosen: Any
 ) -> tuple[PruneScores, Graph, PatchableModel | None]:
     """As `read_scores`, for a model that is loaded, with the model at the scores' positions."""
     from circuit_trace.graph import graph_for
@@ -144,11 +153,6 @@ def scores_for(
         load_scores,
     )
 
-    chosen = {
-        "in_graph": options.in_graph,
-        "select": options.select and tuple(options.select.split("/")),
-        "groups": options.groups,
-    }
     try:
         if is_trace(path):
             trace = read_trace(path)
@@ -162,7 +166,7 @@ def scores_for(
         return load_scores(path, model, **chosen), model.graph, model
     if model is None:
         return scores, graph, None
-    if graph.seq_len is not None:
+    if graph.seq_len is not None and model.seq_len is None:
         model = at_positions(model, graph.seq_len)
     if not is_trace(path):
         scores = load_scores(path, model, **chosen)

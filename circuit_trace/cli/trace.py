@@ -18,15 +18,16 @@ from circuit_trace.cli.options import (
     count,
     picture,
     print_table,
+    scores_for,
     table_of,
     wrapped,
     write_text,
 )
-from circuit_trace.errors import FormatError, InputError
-from circuit_trace.plan import AblationType, PruneScores, flat_scores
+from circuit_trace.errors import InputError
+from circuit_trace.graph import Graph
+from circuit_trace.plan import AblationType, PruneScores, flat_scores, is_circuit, n_not_zero
 
 if TYPE_CHECKING:
-    from circuit_trace.model import PatchableModel
     from circuit_trace.trace import Trace
 
 EPILOG = """\
@@ -143,8 +144,9 @@ def run(options: argparse.Namespace) -> int:
         aligned = model.pair_of(options.clean, options.corrupt)
         model = at_positions(model, aligned.clean.shape[1])
     if options.scores is not None:
-        model, scores = _scored(options, model)
-        edges |= _highest(scores, model, options.top_scores)
+        scores, graph, placed = scores_for(options.scores, model)
+        model = placed or model
+        edges |= _highest(scores, graph, options.top_scores)
     trace = model.trace(
         options.clean,
         corrupt=options.corrupt,
@@ -188,30 +190,12 @@ def _masked(text: str) -> tuple[str, float]:
         ) from None
 
 
-def _scored(
-    options: argparse.Namespace, model: PatchableModel
-) -> tuple[PatchableModel, PruneScores]:
-    """The scores in a file, and the model at the positions that they tell apart."""
-    from circuit_trace.integrations.files import (  # pyright: ignore[reportMissingImports]
-        load_scores,
-    )
-
-    try:
-        seq_len = load_scores(options.scores).graph.seq_len
-    except FormatError:  # the file does not say its model: it is read for this one
-        seq_len = None
-    if seq_len is not None and model.seq_len is None:
-        model = at_positions(model, seq_len)
-    return model, load_scores(options.scores, model)
-
-
-def _highest(scores: PruneScores, model: PatchableModel, most: int) -> dict[str, float]:
+def _highest(scores: PruneScores, graph: Graph, most: int) -> dict[str, float]:
     """The edges of the highest |score|, by name; of a circuit all that are in it."""
-    flat = flat_scores(model.graph, scores)
-    n_scored = int(flat.count_nonzero())
-    if bool(((flat == 0) | (flat == 1)).all()):
+    flat, n_scored = flat_scores(graph, scores), n_not_zero(scores)
+    if is_circuit(scores):
         most = n_scored
     elif n_scored > most:
         print(f"patches {most:,} of {n_scored:,} edges that score, the strongest (--top-scores)")
     strongest = flat.abs().topk(min(most, n_scored)).indices.tolist()
-    return {str(model.graph.edge_at(number)): 1.0 for number in strongest}
+    return {str(graph.edge_at(number)): 1.0 for number in strongest}

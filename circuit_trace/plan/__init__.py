@@ -13,6 +13,8 @@ from circuit_trace.plan.masks import NodesArg as NodesArg
 from circuit_trace.plan.masks import PruneScores as PruneScores
 from circuit_trace.plan.masks import check_scores as check_scores
 from circuit_trace.plan.masks import flat_scores as flat_scores
+from circuit_trace.plan.masks import is_circuit as is_circuit
+from circuit_trace.plan.masks import n_not_zero as n_not_zero
 from circuit_trace.plan.masks import score_shape as score_shape
 from circuit_trace.plan.masks import select as select
 from circuit_trace.plan.masks import unflat_scores as unflat_scores

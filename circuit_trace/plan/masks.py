@@ -212,7 +212,7 @@ def warn_of_scores(graph: Graph, masks: PruneScores) -> None:
     n_outside = sum(int(where.sum()) for where in outside.values())
     if not n_outside:
         return
-    n_masks = sum(int(mask.count_nonzero()) for mask in fixed.values())
+    n_masks = n_not_zero(fixed)
     name = next(name for name, where in outside.items() if where.any())
     first = int(outside[name].flatten().nonzero()[0])
     warn(
@@ -223,6 +223,17 @@ def warn_of_scores(graph: Graph, masks: PruneScores) -> None:
         "ct.MaskWarning.",
         MaskWarning,
     )
+
+
+def n_not_zero(scores: PruneScores) -> int:
+    """How many edges have a score, or a mask, other than 0."""
+    return sum(int(score.count_nonzero()) for score in scores.values())
+
+
+def is_circuit(scores: PruneScores) -> bool:
+    """Whether scores say nothing but which edges are in a circuit: all are 1 or 0, and several 1."""
+    are_flags = all(bool(((score == 0) | (score == 1)).all()) for score in scores.values())
+    return are_flags and n_not_zero(scores) > 1
 
 
 def flat_scores(graph: Graph, scores: PruneScores) -> Float[Tensor, " edge"]:

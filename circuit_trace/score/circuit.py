@@ -7,7 +7,7 @@ from circuit_trace.graph import Graph, graph_for
 from circuit_trace.plan import PruneScores
 from circuit_trace.record.record import Record
 from circuit_trace.score.ranking import CircuitMethod, RankBy
-from circuit_trace.score.scores import Circuit, EdgeScores
+from circuit_trace.score.scores import Circuit
 
 
 def circuit(
@@ -67,10 +67,9 @@ def circuit(
         MaskError: The scores do not fit the graph, are not finite, or are all zero.
         FormatError: The scores do not say which model they are for, and none is given.
     """
-    known = scores if isinstance(scores, EdgeScores) and model is None else None
-    if known is None:
-        known = EdgeScores(scores, graph=graph_for(scores, model))
-    return known.circuit(
+    return Circuit.of(
+        graph_for(scores, model),
+        scores,
         n_edges=n_edges,
         threshold=threshold,
         fraction=fraction,

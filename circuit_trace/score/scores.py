@@ -17,7 +17,14 @@ from torch import Tensor
 
 from circuit_trace.errors import EdgeError, FormatError, InputError
 from circuit_trace.graph import Edge, Edges, Graph, graph_for, graph_of
-from circuit_trace.plan import EdgesArg, check_scores, flat_scores, select, unflat_scores
+from circuit_trace.plan import (
+    EdgesArg,
+    check_scores,
+    flat_scores,
+    n_not_zero,
+    select,
+    unflat_scores,
+)
 from circuit_trace.record.rows import Rows
 from circuit_trace.record.table import names_of, top_rows
 from circuit_trace.score.choose import Choice, choose, named
@@ -58,7 +65,7 @@ class EdgeScores(dict[str, Tensor]):
         signs: What a positive and a negative score say.
 
     Raises:
-        MaskError: They do not fit the graph.
+        InputError: The graph is none. Whether the tensors fit it is checked where they are used.
     """
 
     def __init__(
@@ -176,9 +183,9 @@ class EdgeScores(dict[str, Tensor]):
         Raises:
             InputError, MaskError: As there.
         """
-        found = choose(
+        return Circuit.of(
             self.graph,
-            dict(self),
+            self,
             n_edges=n_edges,
             threshold=threshold,
             fraction=fraction,
@@ -186,9 +193,6 @@ class EdgeScores(dict[str, Tensor]):
             rank_by=rank_by,
             prune=prune,
         )
-        if found.said:
-            warn(found.said, UserWarning)
-        return Circuit(self.graph, found)
 
     def draw(self, **options: Any) -> go.Figure:
         """Draw these scores with `draw_seq_graph`, which lists the options; not displayed besides."""
@@ -272,10 +276,18 @@ class Circuit(EdgeScores):
         self.dropped_scores = choice.dropped_scores
         self._choice = choice
 
+    @classmethod
+    def of(cls, graph: Graph, scores: Any, **options: Any) -> Circuit:
+        """The circuit that `choose` finds; what a user should know of it is warned of."""
+        found = choose(graph, scores, **options)
+        if found.said:
+            warn(found.said, UserWarning)
+        return cls(graph, found)
+
     @property
     def n_edges(self) -> int:
         """How many edges it has."""
-        return sum(int(score.count_nonzero()) for score in self.values())
+        return n_not_zero(self)
 
     def dropped_table(self) -> pd.DataFrame:
         """A row for each edge that was dropped: its name, its ends, its position and its score.

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from circuit_trace.plan import PruneScores
+from circuit_trace.plan import PruneScores, is_circuit, n_not_zero
 from circuit_trace.record import Record
 from circuit_trace.visualize.colors import (
     APPEARED,
@@ -23,7 +21,7 @@ from circuit_trace.visualize.colors import (
     ZERO,
 )
 from circuit_trace.visualize.diagram import Legend
-from circuit_trace.visualize.edges import MOST_SHORT_LABELS, DrawnEdge, is_circuit
+from circuit_trace.visualize.edges import MOST_SHORT_LABELS, DrawnEdge
 from circuit_trace.visualize.text import escape, mask_text
 from circuit_trace.visualize.view import View
 
@@ -127,9 +125,8 @@ def score_note(drawn: Sequence[DrawnEdge], threshold: float, scores: PruneScores
     """What the widths and labels of scores say."""
     if not drawn:
         return f"No edge has |score| ≥ {mask_text(threshold)}."
-    weights = torch.cat([score.detach().reshape(-1).float().cpu() for score in scores.values()])
-    if is_circuit(weights[weights != 0].tolist()):
-        return f"A circuit of {int(weights.count_nonzero()):,} edges."
+    if is_circuit(scores):
+        return f"A circuit of {n_not_zero(scores):,} edges."
     said = f"Width: |score|. On {_which(drawn, '')}: its score."
     if getattr(scores, "signs", None) is None:
         said += " These scores do not say what they measure."

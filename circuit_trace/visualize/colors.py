@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from circuit_trace.anatomy import NodeKind
 from circuit_trace.errors import FigureError
+from circuit_trace.graph import NodeKind
 
 ThemeName = Literal["light", "dark"]
 

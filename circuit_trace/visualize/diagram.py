@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from circuit_trace.anatomy import NodeKind
+from circuit_trace.graph import NodeKind
 from circuit_trace.visualize.companion import Table
 from circuit_trace.visualize.layout import Point
 from circuit_trace.visualize.text import text_size

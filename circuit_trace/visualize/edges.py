@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from circuit_trace.graph import Edge, Graph
-from circuit_trace.plan import PruneScores, check_scores
+from circuit_trace.plan import PruneScores, check_scores, is_circuit
 from circuit_trace.record import (
     EdgeFlow,
     EdgeNumbers,
@@ -121,11 +121,6 @@ def score_numbers(graph: Graph, scores: PruneScores | None, threshold: float) ->
     return numbers_above(graph, check_scores(graph, scores, "The prune scores"), threshold)[0]
 
 
-def is_circuit(weights: Sequence[float]) -> bool:
-    """Whether scores say nothing but which edges are in a circuit."""
-    return len(weights) > 1 and all(weight == 1 for weight in weights)
-
-
 def scored_edges(
     graph: Graph,
     scores: PruneScores,
@@ -137,7 +132,7 @@ def scored_edges(
     activations."""
     checked = check_scores(graph, scores, "The prune scores")
     numbers, weights = _of(among, *numbers_above(graph, checked, threshold))
-    circuit = is_circuit(weights)
+    circuit = is_circuit(checked)
     drawn = []
     for place in strongest(weights, max_edges):
         edge, weight = graph.edge_at(numbers[place]), weights[place]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from circuit_trace.anatomy import NodeKind
-from circuit_trace.graph import DestNode, Graph, SrcNode
+from circuit_trace.graph import DestNode, Graph, NodeKind, SrcNode
 from circuit_trace.visualize.diagram import (
     NAME_SIZE,
     SHORT_SIZE,

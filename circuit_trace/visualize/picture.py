@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from circuit_trace.graph import Graph
-from circuit_trace.plan import PruneScores
+from circuit_trace.plan import PruneScores, is_circuit, n_not_zero
 from circuit_trace.visualize.caption import (
     CIRCUIT_LEGEND,
     LIVE_LEGEND,
@@ -23,7 +23,6 @@ from circuit_trace.visualize.edges import (
     DrawnEdge,
     beside_scores,
     hidden_counts,
-    is_circuit,
     live_edges,
     live_numbers,
     score_numbers,
@@ -85,13 +84,12 @@ def score_picture(
     """The edges of scores; with a traced pass, `beside` them the same edges as it has them."""
     threshold = style.score_threshold
     drawn = scored_edges(graph, scores, threshold, style.max_edges)
-    n_scored = sum(int(score.count_nonzero()) for score in scores.values())
+    n_scored = n_not_zero(scores)
     hidden, left_out = _left_out(
         graph, drawn, lambda: score_numbers(graph, scores, threshold), style, n_scored, "scored"
     )
     note = score_note(drawn, threshold, scores)
-    circuit = is_circuit([one.weight for one in drawn])
-    legend = CIRCUIT_LEGEND if circuit else score_legend(scores)
+    legend = CIRCUIT_LEGEND if is_circuit(scores) else score_legend(scores)
     sides, table = {"": drawn}, None
     if beside is not None and drawn:
         sides = {"score": drawn, "live": beside_scores(beside, drawn)}

@@ -287,6 +287,11 @@ def test_it_is_a_mask_to_patch_with() -> None:
 SCORES = random_scores(PLAIN, 0)
 WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no size": (lambda: ct.circuit(SCORES), ct.InputError, "Give the circuit one size"),
+    "no scores": (
+        lambda: ct.circuit([1], n_edges=1, model=PLAIN),  # pyright: ignore[reportArgumentType]
+        ct.MaskError,
+        "to a tensor; got list",
+    ),
     "two sizes": (
         lambda: ct.circuit(SCORES, n_edges=1, threshold=1),
         ct.InputError,

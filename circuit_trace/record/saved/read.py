@@ -8,9 +8,9 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
-from circuit_trace.anatomy import HeadTensor, NodeKind
+from circuit_trace.anatomy import HeadTensor
 from circuit_trace.errors import FormatError, MaskError
-from circuit_trace.graph import ARROW, DestModule, DestNode, Graph, SrcNode
+from circuit_trace.graph import ARROW, DestModule, DestNode, Graph, NodeKind, SrcNode
 from circuit_trace.hooks import N_DIRECTIONS, Read
 from circuit_trace.plan import (
     AblationType,
